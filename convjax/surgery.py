@@ -1,0 +1,135 @@
+"""Surgery on a built network: a layer in, a layer (or its activations) out.
+
+    net = replace(net, "*/relu*", gelu)                      # every ReLU becomes a GELU
+    (logits, seen), _ = capture(net, "stage?").apply(params, state, images, Context())
+
+A path is that of the parts, as in "stage1/block2/conv1"; patterns are those of `convjax.tree`, where
+"stage*" takes in all that lies inside the stages, and "stage?" the nine stages alone.
+Parameters keep their paths, since a part keeps its name whatever it is replaced by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from convjax.combine import Shaped, shaped
+from convjax.layer import Context, Layer, Params, State, as_layer, compose
+from convjax.tree import matches, nearest
+
+_KEPT = "captured output"  # no part can be called so by keyword
+
+
+def walk(net: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Every part of a network with its path, outer parts before their inner ones.
+
+    What `shaped` makes depends on its input and is not entered.
+
+    >>> from convjax import conv, relu, serial
+    >>> [path for path, part in walk(serial(stem=serial(conv(8, 3), relu)))]
+    ['stem', 'stem/conv1', 'stem/relu1']
+    """
+    for name, part in net.parts.items():
+        inner = _join(path, name)
+        yield inner, part
+        yield from walk(part, inner)
+
+
+def rewrite(net: Layer, change: Callable[[str, Layer], Layer]) -> Layer:
+    """A network whose every part is `change(path, part)`, inner parts first.
+
+    The parts that `shaped` makes are changed when it makes them.
+    """
+    return _rewrite(net, change, "")
+
+
+def replace(net: Layer, patterns: str | Iterable[str], part: Layer | Callable[[Any], Any]) -> Layer:
+    """A network in which every part whose path matches is replaced by another.
+
+    Raises:
+        ValueError: if no part matches, with the nearest path.
+    """
+    patterns = _checked(net, patterns)
+    new = as_layer(part)
+    return rewrite(net, lambda path, old: new if matches(path, patterns) else old)
+
+
+def capture(net: Layer, patterns: str | Iterable[str]) -> Layer:
+    """A network whose output is `(output, {path: activation})`, for the parts that match.
+
+    Its parameters and state are those of `net`. Of a part that is called several times there is a
+    tuple of activations, in order; in a `stack` they have a leading axis. It is an ordinary part
+    of the program: it may be differentiated, mapped and compiled.
+
+    Raises:
+        ValueError: if no part matches, with the nearest path.
+    """
+    patterns = _checked(net, patterns)
+    kept = rewrite(net, lambda path, part: _keep(part) if matches(path, patterns) else part)
+
+    def apply(params: Params, state: State, x: Any, ctx: Context = Context()):
+        y, state = kept.apply(params, state, x, ctx)
+        seen: dict[str, Any] = {}
+        state = _collect(state, "", seen)
+        return (y, seen), state
+
+    return Layer(net.init, apply, "capture")
+
+
+def _rewrite(layer: Layer, change: Callable[[str, Layer], Layer], path: str) -> Layer:
+    if isinstance(layer.wire, Shaped):
+        make = layer.wire.make
+        return shaped(lambda x: _rewrite(as_layer(make(x)), change, path)).named(layer.kind)
+    if layer.wire is None:
+        return layer
+
+    def changed(name: str, part: Layer) -> Layer:
+        inner = _join(path, name)
+        return change(inner, _rewrite(part, change, inner))
+
+    parts = {name: changed(name, part) for name, part in layer.parts.items()}
+    if all(parts[name] is part for name, part in layer.parts.items()):
+        return layer
+    return compose(layer.wire, **parts).named(layer.kind)
+
+
+def _keep(layer: Layer) -> Layer:
+    """The same layer, which also puts its output into its state."""
+
+    def apply(params: Params, state: State, x: Any, ctx: Context = Context()):
+        earlier = state.get(_KEPT, ())
+        y, state = layer.apply(params, _without(state), x, ctx)
+        return y, {**state, _KEPT: (*earlier, y)}
+
+    return layer._replace(apply=apply)
+
+
+def _collect(state: State, path: str, seen: dict[str, Any]) -> State:
+    """Moves what was kept from a state into `seen`, and returns the state without it."""
+    if _KEPT in state:
+        kept = state[_KEPT]
+        seen[path] = kept[0] if len(kept) == 1 else kept
+    rest = {
+        name: _collect(value, _join(path, name), seen) if isinstance(value, dict) else value
+        for name, value in _without(state).items()
+    }
+    return {name: value for name, value in rest.items() if not isinstance(value, dict) or value}
+
+
+def _without(state: State) -> State:
+    return {name: value for name, value in state.items() if name != _KEPT}
+
+
+def _checked(net: Layer, patterns: str | Iterable[str]) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    parts = list(walk(net))
+    if not any(isinstance(part.wire, Shaped) for _, part in parts):
+        for pattern in patterns:
+            if not any(matches(path, pattern) for path, _ in parts):
+                near = nearest(pattern, [path for path, _ in parts])
+                raise ValueError(f"no part of the network matches {pattern!r}{near}")
+    return patterns
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
