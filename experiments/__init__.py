@@ -1,0 +1,1 @@
+"""Launchers: absl flags and one call each; `python -m experiments.train --help`."""

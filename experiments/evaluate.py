@@ -1,0 +1,30 @@
+"""Evaluates the newest checkpoint of a run folder and prints one closing line.
+
+  python -m experiments.evaluate --workdir=runs/resnet20
+  python -m experiments.evaluate --workdir=runs/resnet20 --split=train
+
+Nothing is trained or written.
+"""
+
+import sys
+
+from absl import flags
+
+from convjax.flags import guard, parse, run_folder
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates what `argv` asks for; raises UserError for what a person can put right."""
+    options = flags.FlagValues()
+    workdir = flags.DEFINE_string("workdir", None, "the run's folder", flag_values=options)
+    split = flags.DEFINE_string("split", "test", "the split of the data", flag_values=options)
+    parse(options, argv, __doc__)
+    folder = run_folder(workdir.value)
+
+    from convjax import run  # Imports JAX: not before all that can be checked without it is right.
+
+    print(run.evaluate(folder, split.value))
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, sys.argv))

@@ -1,0 +1,33 @@
+"""Trains the ConvNet of a config, evaluates it on the test split and prints one closing line.
+
+  python -m experiments.train
+  python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/resnet20
+  python -m experiments.train --config.optimizer.learning_rate=0.01 --config.model.args.width=32
+  python -m experiments.train --config=runs/resnet20/config.json --dry_run
+
+The same command on the same --workdir goes on where it stopped.
+"""
+
+import sys
+
+from absl import flags
+
+from convjax.flags import guard, parse_experiment
+
+
+def main(argv: list[str]) -> None:
+    """Trains what `argv` asks for; raises UserError for what a person can put right."""
+    options = flags.FlagValues()
+    text = "the run's folder; without it, a new folder below runs"
+    workdir = flags.DEFINE_string("workdir", None, text, flag_values=options)
+    text = "print shapes, parameters, config and plan, and train nothing"
+    dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
+    config = parse_experiment(options, argv, __doc__)
+
+    from convjax import run  # Imports JAX: not before all that can be checked without it is right.
+
+    print(run.train(config, workdir.value, dry_run=dry_run.value))
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, sys.argv))
