@@ -32,6 +32,8 @@ class Layer(NamedTuple):
     kind: what it is, "conv", "norm", "dense", ...; serial numbers its parts by it: conv1, conv2.
     parts: name -> Layer, for tools that walk a network; empty for a leaf.
     wire: `(net, x) -> output` says how the parts are called; None for a leaf.
+
+    It is hashable, and so may be a static argument of `jax.jit`.
     """
 
     init: Callable[[Array, Spec], tuple[Params, State]]
@@ -43,6 +45,9 @@ class Layer(NamedTuple):
     def named(self, kind: str) -> Layer:
         """The same layer under another kind: `serial(...).named("stage")` becomes stage1, ..."""
         return self._replace(kind=kind)
+
+    def __hash__(self) -> int:
+        return hash((self.init, self.apply, self.kind))
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={part!r}" for name, part in self.parts.items())
@@ -294,7 +299,8 @@ def call(part: Layer, params: Params, state: State, x: Any, ctx: Context) -> tup
             return part.apply(params, state, x, ctx)
         except Exception as error:
             if not any(note.startswith("in ") for note in getattr(error, "__notes__", ())):
-                error.add_note(f"in {ctx.path or part.kind} ({part.kind}), called with {show(x)}")
+                where = f"{ctx.path} ({part.kind})" if ctx.path else "the network"
+                error.add_note(f"in {where}, called with {show(x)}")
             raise
 
 

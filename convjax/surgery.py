@@ -3,9 +3,9 @@
     net = replace(net, "*/relu*", gelu)                      # every ReLU becomes a GELU
     (logits, seen), _ = capture(net, "stage?").apply(params, state, images, Context())
 
-A path is that of the parts, as in "stage1/block2/conv1"; patterns are those of `convjax.tree`, where
-"stage*" takes in all that lies inside the stages, and "stage?" the nine stages alone.
-Parameters keep their paths, since a part keeps its name whatever it is replaced by.
+A path is that of the parts, as in "stage1/block2/conv1"; patterns are those of `convjax.tree`:
+"stage?" finds the stages, "stage*" all that lies inside them too. Parameters keep their paths,
+since a part keeps its name whatever it is replaced by.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def replace(net: Layer, patterns: str | Iterable[str], part: Layer | Callable[[A
     """A network in which every part whose path matches is replaced by another.
 
     Raises:
-        ValueError: if no part matches, with the nearest path.
+        ValueError: if no part matches, with the nearest path. Not in a network with `shaped` parts,
+            whose inner paths are known only when it is called.
     """
     patterns = _checked(net, patterns)
     new = as_layer(part)
@@ -71,6 +72,7 @@ def capture(net: Layer, patterns: str | Iterable[str]) -> Layer:
         y, state = kept.apply(params, state, x, ctx)
         seen: dict[str, Any] = {}
         state = _collect(state, "", seen)
+        _check(patterns, [*_paths(net), *seen])
         return (y, seen), state
 
     return Layer(net.init, apply, "capture")
@@ -122,13 +124,19 @@ def _without(state: State) -> State:
 
 def _checked(net: Layer, patterns: str | Iterable[str]) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    parts = list(walk(net))
-    if not any(isinstance(part.wire, Shaped) for _, part in parts):
-        for pattern in patterns:
-            if not any(matches(path, pattern) for path, _ in parts):
-                near = nearest(pattern, [path for path, _ in parts])
-                raise ValueError(f"no part of the network matches {pattern!r}{near}")
+    if not any(isinstance(part.wire, Shaped) for part in (net, *dict(walk(net)).values())):
+        _check(patterns, _paths(net))
     return patterns
+
+
+def _check(patterns: Iterable[str], paths: list[str]) -> None:
+    for pattern in patterns:
+        if not any(matches(path, pattern) for path in paths):
+            raise ValueError(f"no part of the network matches {pattern!r}{nearest(pattern, paths)}")
+
+
+def _paths(net: Layer) -> list[str]:
+    return [path for path, _ in walk(net)]
 
 
 def _join(path: str, name: str) -> str:

@@ -1,0 +1,1 @@
+"""Tools that look at networks: what each layer computes and costs."""
