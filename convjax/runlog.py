@@ -1,0 +1,196 @@
+"""A run is a folder: its config, what it ran on and how it went, its metrics and its checkpoints.
+
+    config.json     every value of the config, defaults too
+    run.json        versions, source revision, devices, status, start, end, final metrics, digest
+    metrics.jsonl   one object a line: training by interval, evaluation by epoch
+    checkpoints/    see `convjax.checkpoint`
+
+JSON files are replaced as a whole, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class RunLog:
+    """The files of a run in its folder."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.json"
+        self.run_file = self.folder / "run.json"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.config_file.is_file()
+
+    def is_free(self) -> bool:
+        """Whether a new run may begin in the folder: it is not there, or holds nothing."""
+        if not self.folder.exists():
+            return True
+        # A run that was killed while it wrote its very first file has left no more than this.
+        left = {_unfinished(self.config_file).name}
+        return self.folder.is_dir() and {each.name for each in self.folder.iterdir()} <= left
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Makes the folder, with the config."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_file, config)
+
+    def record(self) -> dict[str, Any]:
+        """What is known about the run; empty before it began."""
+        return read_json(self.run_file) if self.run_file.exists() else {}
+
+    def note(self, **values: Any) -> None:
+        """Adds to what is known about the run, or replaces it."""
+        write_json(self.run_file, self.record() | values)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Adds one line to the metrics."""
+        text = json.dumps(_valid(line), allow_nan=False) + "\n"
+        with open(self.metrics_file, "ab", buffering=0) as file:
+            file.write(text.encode())
+
+    def sync(self) -> None:
+        """Waits until the metrics are on the disk."""
+        if self.metrics_file.exists():
+            with open(self.metrics_file, "rb") as file:
+                os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics; a last line that was cut short is passed over.
+
+        Raises:
+            ValueError: for any other line that is not JSON.
+        """
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_bytes().split(b"\n")
+        # The last line has no end: it is empty, or was being written when the run was killed.
+        found = []
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.metrics_file}, line {number} is not JSON: {error}"
+                ) from error
+        return found
+
+    def cut(self, step: int) -> None:
+        """Takes away the metrics of later steps than that, and a line that was cut short."""
+        if self.metrics_file.exists():
+            kept = [line for line in self.metrics() if line["step"] <= step]
+            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+            _replace(self.metrics_file, text)
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on beside its config: versions, source revision, devices, cores."""
+    packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "convjax")
+    devices = jax.devices()
+    return {
+        "versions": {"python": platform.python_version()}
+        | {each: _version(each) for each in packages},
+        "source": source_revision(),
+        "machine": platform.platform(),
+        "platform": devices[0].platform,
+        "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
+        "cores": cores(),
+    }
+
+
+def source_revision(
+    folder: str | os.PathLike[str] = Path(__file__).parent,
+) -> dict[str, Any] | None:
+    """The commit that the package is run from and whether files differ; None without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", os.fspath(folder), *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return run.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "."):
+            return None  # Installed somewhere below another repository.
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces a file of JSON as a whole; numbers that JSON cannot hold (NaN, inf) become null."""
+    _replace(path, json.dumps(_valid(values), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values of a file of JSON.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _valid(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = _unfinished(path)
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    # The new name is on the disk only once its folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

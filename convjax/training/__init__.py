@@ -1,0 +1,1 @@
+"""Training: losses and metrics as sums and counts, optimizers, one pure step, and the loop."""

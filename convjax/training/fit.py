@@ -1,0 +1,173 @@
+"""The training loop: steps, and what happens between them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from convjax.config import ConfigError
+from convjax.data.batches import steps_per_epoch
+from convjax.training.metrics import Metrics, add, means, to_host
+from convjax.training.state import TrainState
+
+
+class Plan(NamedTuple):
+    """How long to train, and after which steps to do what; all in steps but `batch_size`."""
+
+    steps: int
+    epoch: int
+    batch_size: int
+    eval_every: int
+    save_every: int
+    log_every: int
+
+
+class Events(NamedTuple):
+    """What is done between steps; each is told the number of steps taken.
+
+    log: with the metrics of the steps since the last time, and images a second (None if unknown).
+    evaluate: with the state.
+    save: with the state, and the metrics since the last log, from which a resumed run goes on.
+    """
+
+    log: Callable[[int, Metrics, float | None], None]
+    evaluate: Callable[[int, TrainState], None]
+    save: Callable[[int, TrainState, Metrics], None]
+
+
+def make_plan(
+    size: int,
+    *,
+    batch_size: int,
+    epochs: float,
+    eval_every_epochs: int = 1,
+    save_every_steps: int = 0,
+    log_every_steps: int = 50,
+) -> Plan:
+    """The plan for `size` images. A fraction of an epoch is rounded to a whole number of steps.
+
+    save_every_steps: 0 saves once an epoch.
+
+    >>> make_plan(1000, batch_size=100, epochs=2.5)
+    Plan(steps=25, epoch=10, batch_size=100, eval_every=10, save_every=10, log_every=50)
+
+    Raises:
+        ConfigError: if a batch is larger than the data.
+    """
+    try:
+        epoch = steps_per_epoch(size, batch_size)
+    except ValueError as error:
+        raise ConfigError(f"config.batch_size: {error}") from None
+    return Plan(
+        steps=max(round(epochs * epoch), 1),
+        epoch=epoch,
+        batch_size=batch_size,
+        eval_every=eval_every_epochs * epoch,
+        save_every=save_every_steps or epoch,
+        log_every=log_every_steps,
+    )
+
+
+def fit(
+    state: TrainState,
+    take_step: Callable[[int, TrainState], tuple[TrainState, Metrics]],
+    plan: Plan,
+    events: Events,
+    since_log: Metrics = Metrics(),
+) -> TrainState:
+    """Trains from the state's own step to the end of the plan.
+
+    Evaluates, logs and saves as planned and after the last step, in this order: log, evaluate,
+    save. So all that is known of a saved step was logged before. A progress bar on standard error
+    shows loss, accuracy, images a second and time left; it is silent where that is no terminal.
+
+    take_step: `(n, state) -> (state, metrics)`, the step with its n-th batch, counted from 0.
+    since_log: what a resumed run had seen since its last log.
+    """
+    first = done = int(state.step)
+    pending: Metrics | None = None
+    clock = _Clock()
+    with _progress_bar(plan, first) as bar:
+        while done < plan.steps:
+            state, metrics = take_step(done, state)
+            done += 1
+            if done == first + 1:
+                clock.start()  # The first call compiles: its time says nothing about the rest.
+            # Metrics are read one call late, when the device has its next step already.
+            if pending is not None:
+                since_log = _count(pending, since_log, clock, bar)
+            pending = metrics
+            due = _due(done, plan)
+            if not any(due):
+                continue
+            since_log, pending = _count(pending, since_log, clock, bar), None
+            log, evaluate, save = due
+            if log:
+                events.log(done, since_log, clock.images_per_second())
+                since_log = Metrics()
+                clock.start()
+            with clock.stopped():
+                if evaluate:
+                    events.evaluate(done, state)
+                if save:
+                    events.save(done, state, since_log)
+    return state
+
+
+def _due(done: int, plan: Plan) -> tuple[bool, bool, bool]:
+    """Whether to log, to evaluate and to save after that many steps."""
+    periods = (plan.log_every, plan.eval_every, plan.save_every)
+    log, evaluate, save = (done % every == 0 or done == plan.steps for every in periods)
+    return log, evaluate, save
+
+
+def _count(pending: Metrics, since_log: Metrics, clock: _Clock, bar: tqdm) -> Metrics:
+    """Waits for the metrics of a step, adds them to the others and shows them."""
+    metrics = to_host(pending)
+    clock.images += metrics.count
+    total = add(since_log, metrics)
+    if not bar.disable:
+        mean = means(total)
+        shown = f"loss {mean['loss']:.4f}, accuracy {mean['accuracy']:.4f}"
+        bar.set_postfix_str(shown, refresh=False)
+        bar.update(metrics.count)
+    return total
+
+
+def _progress_bar(plan: Plan, first: int) -> tqdm:
+    return tqdm(
+        total=plan.steps * plan.batch_size,
+        initial=first * plan.batch_size,
+        unit=" images",
+        unit_scale=True,
+        disable=None,  # where standard error is no terminal
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.25,
+    )
+
+
+class _Clock:
+    """Counts images over the time spent on steps; what happens between steps stops it."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.images = 0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        stop = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - stop
+
+    def images_per_second(self) -> float | None:
+        seconds = time.perf_counter() - self._since
+        return self.images / seconds if self.images and seconds > 0 else None

@@ -1,0 +1,439 @@
+"""The whole road from a config to a trained run: repeated, stopped, killed, refused."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from convjax import ops, run, tree
+from convjax.checkpoint import Checkpoints
+from convjax.combine import serial
+from convjax.config import (
+    PARALLEL,
+    Checkpoint,
+    Data,
+    Experiment,
+    Loss,
+    Model,
+    Optimizer,
+    UserError,
+    from_dict,
+    to_dict,
+)
+from convjax.data import Dataset
+from convjax.layers import batch_norm, conv, dense, dropout
+from convjax.runlog import RunLog
+
+REPOSITORY = Path(__file__).parent.parent
+CLOSING = r"test accuracy (0\.\d{4}|1\.0000) \((\d+)/(\d+)\), loss (\d+\.\d{4}|nan), \d+\.\d s, "
+
+
+def pictures(split, data_dir):
+    """Forty bright or dark pictures to train on, and thirteen to test."""
+    sizes = {"train": 40, "test": 13}
+    if split not in sizes:
+        raise ValueError(f"there is no split {split!r}")
+    size = sizes[split]
+    draw = np.random.default_rng(size)
+    labels = draw.integers(0, 3, size).astype(np.int32)
+    light = labels[:, None, None, None] * 60 + draw.integers(0, 100, (size, 6, 6, 1))
+    return Dataset(light.astype(np.uint8), labels, ("dark", "grey", "light"))
+
+
+def tiny(classes, width=3):
+    return serial(
+        conv(width, 3, bias=False),
+        batch_norm(),
+        ops.relu,
+        dropout(0.2),
+        ops.global_avg_pool,
+        dense(classes),
+    )
+
+
+def flat(classes):
+    """Forgets to forget the image's height and width."""
+    return serial(conv(classes, 3))
+
+
+def deep(classes):
+    """Wants larger images."""
+    return serial(conv(4, 7, padding="VALID"), ops.flatten, dense(classes))
+
+
+def experiment(**changes):
+    """Two epochs of eight steps of five pictures."""
+    config = Experiment(
+        name="tiny",
+        epochs=2,
+        batch_size=5,
+        eval_batch_size=6,
+        log_every_steps=3,
+        model=Model("test_run:tiny"),
+        data=Data("test_run:pictures"),
+        optimizer=Optimizer("sgd", 0.1, 0.01, warmup_epochs=0.25, args={"momentum": 0.9}),
+        loss=Loss(label_smoothing=0.1),
+        checkpoint=Checkpoint(every_steps=5),
+    )
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def timeless(log):
+    """The lines of the metrics without what differs from run to run."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "images_per_second")}
+        for line in log.metrics()
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same few programs are run again and again here: JAX may keep them on disk."""
+    chosen = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in chosen}
+    for name, value in chosen.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield chosen
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    line = run.train(experiment(), folder, out=io.StringIO())
+    return RunLog(folder), line
+
+
+def test_a_finished_run_tells_all_about_itself(finished):
+    log, line = finished
+    assert re.fullmatch(CLOSING + re.escape(str(log.folder)), line)
+    assert json.loads(log.config_file.read_text()) == to_dict(experiment())
+    assert from_dict(json.loads(log.config_file.read_text())) == experiment()
+    record = log.record()
+    assert (record["status"], record["error"], record["resumed"]) == ("finished", None, [])
+    assert record["start"] <= record["end"]
+    assert record["classes"] == ["dark", "grey", "light"]
+    assert record["final"]["count"] == 13
+    assert re.fullmatch("[0-9a-f]{64}", record["digest"])
+    lines = log.metrics()
+    order = [(each["split"], each["step"]) for each in lines]
+    trained = [("train", step) for step in (3, 6, 9, 12, 15, 16)]
+    assert sorted(order) == sorted([*trained, ("test", 8), ("test", 16)])
+    assert [step for _, step in order] == sorted(step for _, step in order)
+    assert [each["count"] for each in lines if each["split"] == "train"] == [15] * 5 + [5]
+    assert lines[-1] | {"split": "test"} == record["final"] | {
+        key: lines[-1][key] for key in ("seconds", "images_per_second")
+    }
+    assert sorted(each.name for each in log.checkpoints.iterdir() if each.is_dir()) == [
+        "10",
+        "15",
+        "16",
+    ]
+
+
+def test_the_logged_learning_rate_is_that_of_warm_up_and_cosine(finished):
+    rates = {
+        each["step"]: each["learning_rate"]
+        for each in finished[0].metrics()
+        if "learning_rate" in each
+    }
+    for step, rate in rates.items():  # Warm-up over 2 of 16 steps; the rate of the last step taken.
+        expected = 0.1 * (1 + np.cos(np.pi * (step - 1 - 2) / 14)) / 2
+        np.testing.assert_allclose(rate, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_mean_and_deviation_of_the_train_split_are_kept(finished):
+    pixels = pictures("train", None).images / 255
+    found = finished[0].record()["pixels"]
+    np.testing.assert_allclose(found["mean"], [pixels.mean()], rtol=1e-6)
+    np.testing.assert_allclose(found["std"], [pixels.std()], rtol=1e-6)
+
+
+def test_an_evaluation_of_the_checkpoint_closes_with_the_same_result(finished):
+    log, line = finished
+    again = run.evaluate(log.folder)
+    assert re.fullmatch(CLOSING + re.escape(str(log.folder)), again)
+    assert again.split(", ")[:2] == line.split(", ")[:2]
+    assert run.evaluate(log.folder, "train").startswith("train accuracy ")
+
+
+def test_the_digest_is_that_of_the_checkpoint(finished):
+    log, _ = finished
+    with Checkpoints(log.checkpoints) as checkpoints:
+        net = tiny(3)
+        spec = jax.ShapeDtypeStruct((1, 6, 6, 1), np.float32)
+        params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
+        like = {"params": params, "state": state}
+        found, _ = checkpoints.restore(like, drop=("opt/*", "step", "key"))
+    assert tree.digest(found) == log.record()["digest"]
+
+
+def test_the_same_config_gives_the_same_run_to_the_bit(finished, tmp_path):
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    assert RunLog(tmp_path).record()["digest"] == finished[0].record()["digest"]
+    assert timeless(RunLog(tmp_path)) == timeless(finished[0])
+
+
+def test_another_seed_gives_another_run(finished, tmp_path):
+    run.train(experiment(seed=2**32 - 1), tmp_path, out=io.StringIO())
+    assert RunLog(tmp_path).record()["digest"] != finished[0].record()["digest"]
+
+
+def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
+    log, line = finished
+    monkeypatch.setattr(run, "assemble", None)
+    before = log.run_file.read_bytes()
+    assert run.train(experiment(), log.folder) == line
+    assert log.run_file.read_bytes() == before
+
+
+class Stop(Exception):
+    """What stops a run in these tests."""
+
+
+def stopping(monkeypatch, after, error):
+    """Makes the next run end with that error in place of its step of that number."""
+    steps = iter(range(1000))
+    take = run.data.batch_indices
+
+    def batch_indices(*arguments):
+        if next(steps) == after:
+            raise error
+        return take(*arguments)
+
+    monkeypatch.setattr(run.data, "batch_indices", batch_indices)
+
+
+@pytest.mark.parametrize("stops", [(0,), (4,), (5,), (7, 3), (11,), (15,)])
+def test_a_run_stopped_at_any_step_goes_on_as_though_it_had_not(
+    finished, tmp_path, monkeypatch, stops
+):
+    out = io.StringIO()
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            stopping(patch, stop, Stop("here"))
+            with pytest.raises(Stop):
+                run.train(experiment(), tmp_path, out=out)
+        record = RunLog(tmp_path).record()
+        assert (record["status"], record["error"]) == ("failed", "Stop: here")
+    run.train(experiment(), tmp_path, out=out)
+    record = RunLog(tmp_path).record()
+    assert record["digest"] == finished[0].record()["digest"]
+    assert (record["status"], record["error"]) == ("finished", None)
+    assert timeless(RunLog(tmp_path)) == timeless(finished[0])
+    last = sum(stops) // 5 * 5 if len(stops) == 1 else 5
+    assert f"going on at step {last} of 16" in out.getvalue() or last == 0
+
+
+def test_an_interrupted_run_says_so(tmp_path, monkeypatch):
+    stopping(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run.train(experiment(), tmp_path, out=io.StringIO())
+    assert RunLog(tmp_path).record()["status"] == "interrupted"
+
+
+def test_a_run_stopped_before_it_was_declared_finished_is_declared_so(finished, tmp_path):
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    log = RunLog(tmp_path)
+    before = log.record()
+    log.note(status="running", digest=None, final=None)
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    assert log.record()["digest"] == before["digest"]
+    assert log.record()["final"] == before["final"]
+    assert timeless(log) == timeless(finished[0])
+
+
+@pytest.mark.parametrize("name", sorted(set(PARALLEL) - {"jit"}))
+def test_every_mapper_ends_where_jit_does(finished, tmp_path, name):
+    """On eight devices; the batches are eight pictures, so that each device has one."""
+    losses = []
+    for parallel in ("jit", name):
+        config = experiment(parallel=parallel, batch_size=8, epochs=0.6)
+        run.train(config, tmp_path / parallel, out=io.StringIO())
+        losses.append([each["loss"] for each in RunLog(tmp_path / parallel).metrics()])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_null_in_json_and_nan_in_the_closing_line(tmp_path):
+    config = experiment(epochs=0.5)
+    config.optimizer = Optimizer("sgd", 1e38, schedule="constant")
+    line = run.train(config, tmp_path, out=io.StringIO())
+    assert re.match(CLOSING, line)
+    assert "loss nan" in line
+    final = json.loads((tmp_path / "run.json").read_text())["final"]
+    assert final["loss"] is None
+    assert final["correct"] == 0
+    assert run.train(config, tmp_path) == line
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    run.train(experiment(), dry_run=True, out=out)
+    run.train(experiment(), tmp_path / "run", dry_run=True, out=out)
+    text = out.getvalue()
+    assert "plan: 16 steps, 2 epochs of 8 batches" in text
+    assert "train: 40 images, 5 a batch, jit on 1 cpu" in text
+    assert "test: 13 images in 3 batches of 6, every 8 steps and at the end" in text
+    assert re.search(r"conv1 +conv +float32\[1,6,6,3\] +27\n", text)
+    config = text[text.index("config: ") + len("config: ") : text.index("\n\nplan:")]
+    assert json.loads(config) == to_dict(experiment())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_folder_each_run_gets_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = experiment(epochs=0.25)
+    lines = [run.train(config, out=io.StringIO()) for _ in range(2)]
+    folders = [line.split(", ")[-1] for line in lines]
+    assert len(set(folders)) == 2
+    for folder in folders:
+        assert re.fullmatch(r"runs/tiny-\d{8}-\d{6}(-\d+)?", folder)
+        assert RunLog(folder).record()["status"] == "finished"
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a run and not empty"):
+        run.train(experiment(), tmp_path)
+    with pytest.raises(UserError, match="not a run and not empty"):
+        run.train(experiment(), tmp_path / "thesis.tex")
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_of_another_config_is_left_alone_and_the_differences_are_listed(finished):
+    log, _ = finished
+    before = {each: each.read_bytes() for each in log.folder.rglob("*") if each.is_file()}
+    other = experiment(epochs=3)
+    other.optimizer.learning_rate = 0.2
+    with pytest.raises(UserError) as error:
+        run.train(other, log.folder)
+    assert "epochs was 2.0, now 3.0" in str(error.value)
+    assert "optimizer.learning_rate was 0.1, now 0.2" in str(error.value)
+    assert before == {each: each.read_bytes() for each in log.folder.rglob("*") if each.is_file()}
+
+
+def changed(path, value):
+    config = experiment()
+    *sections, name = path.split(".")
+    place = config
+    for section in sections:
+        place = getattr(place, section)
+    setattr(place, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("epochs", 0.0, "config.epochs is 0"),
+        ("model.name", "smal", "config.model: .*'smal'.*did you mean 'small'"),
+        ("model.args", {"widht": 3}, "config.model: .*'widht'.*did you mean 'width'"),
+        ("model.name", "test_run:flat", r"float32\[2,6,6,3\] for images .* \[2,3\] is needed"),
+        ("model.name", "test_run:deep", r"cannot take float32\[2,6,6,1\]: .*conv1 \(conv\)"),
+        ("data.name", "fashion_mino", "config.data: .*fashion_mini"),
+        ("data.dir", "/there/is/none", "config.data: .*/there/is/none"),
+        ("batch_size", 41, "config.batch_size: .*41 for 40 images"),
+        ("parallel", "shard_map", "config.batch_size is 5: give a multiple of the 8 devices"),
+        ("optimizer.name", "adamm", "config.optimizer.name is 'adamm': did you mean 'adam'"),
+        ("optimizer.args", {"momentun": 0.9}, "'momentun'.*did you mean 'momentum'"),
+        ("optimizer.decay", ("*/kernle",), r"config.optimizer.decay: (.|\n)*conv1/kernel"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_computed_or_written(tmp_path, path, value, message):
+    with pytest.raises(UserError, match=message):
+        run.train(changed(path, value), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_evaluated_says_why(finished, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        run.evaluate(tmp_path / "nowhere")
+    RunLog(tmp_path / "new").create(to_dict(experiment()))
+    with pytest.raises(UserError, match="no checkpoint"):
+        run.evaluate(tmp_path / "new")
+    with pytest.raises(UserError, match=r"config\.data"):
+        run.evaluate(finished[0].folder, "validation")
+
+
+# -- As its own process ----------------------------------------------------------------------------
+
+
+def start(*arguments, **variables):
+    paths = (str(REPOSITORY), str(Path(__file__).parent))
+    variables |= {"PYTHONPATH": os.pathsep.join(paths), "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+def test_the_command_trains_on_the_bundled_data_and_evaluates(tmp_path):
+    changes = ("model.args.width=4", "model.args.stages=1", "epochs=0.1", "batch_size=64")
+    changes += ("optimizer.warmup_epochs=0",)
+    flags = [f"--config.{change}" for change in changes]
+    process = start("experiments.train", f"--workdir={tmp_path}/run", *flags)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    line = out.splitlines()[-1]
+    found = re.fullmatch(CLOSING + re.escape(f"{tmp_path}/run"), line)
+    assert found, out
+    assert found[3] == "2000"
+    assert "%|" not in errors  # The progress bar is silent where there is no terminal.
+    process = start("experiments.evaluate", f"--workdir={tmp_path}/run")
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert out.splitlines()[-1].split(", ")[:2] == line.split(", ")[:2]
+
+
+def test_a_killed_process_costs_nothing_but_the_steps_since_its_last_save(tmp_path, compiled_once):
+    config = experiment(epochs=15, log_every_steps=5)
+    programs = {name.upper(): str(value) for name, value in compiled_once.items()}
+    page = tmp_path / "config.json"
+    page.write_text(json.dumps(to_dict(config)))
+
+    def command(folder):
+        return start(
+            "experiments.train", f"--config={page}", f"--workdir={tmp_path / folder}", **programs
+        )
+
+    killed = command("killed")
+    log = RunLog(tmp_path / "killed")
+    patience = time.monotonic() + 300
+    while len(log.metrics()) < 8 and killed.poll() is None and time.monotonic() < patience:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert log.record()["status"] == "running"
+    for folder in ("killed", "alone"):
+        process = command(folder)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone = RunLog(tmp_path / "alone")
+    assert log.record()["resumed"][0] > 0
+    assert log.record()["digest"] == alone.record()["digest"]
+    assert timeless(log) == timeless(alone)
