@@ -22,11 +22,11 @@ import jax
 from tqdm import tqdm
 
 from convjax import data, runlog, tree
+from convjax.assemble import Assembled, assemble, describe, load, network, spec_of
 from convjax.checkpoint import Checkpoints
 from convjax.config import Experiment, UserError, differences, read_json, to_dict, validate
 from convjax.runlog import RunLog
 from convjax.training import parallel
-from convjax.training.assemble import Assembled, assemble, describe, load, network, spec_of
 from convjax.training.evaluate import evaluate as evaluate_on
 from convjax.training.feed import Images, fetch, settle
 from convjax.training.fit import Events, Plan, fit

@@ -1,4 +1,4 @@
-"""Every test runs strictly: no silent dtype or rank promotion, warnings as errors, eight CPU devices."""
+"""Every test runs strictly: no silent promotion, warnings as errors, eight CPU devices."""
 
 import os
 

@@ -1,0 +1,266 @@
+"""Surgery: walking, rewriting, replacing and capturing parts of a built network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convjax import (
+    Context,
+    Layer,
+    batch_norm,
+    branch,
+    capture,
+    compose,
+    conv,
+    dense,
+    flatten,
+    gelu,
+    group_norm,
+    identity,
+    loop,
+    models,
+    relu,
+    remat,
+    replace,
+    residual,
+    rewrite,
+    serial,
+    shaped,
+    squeeze_excite,
+    stack,
+    tanh,
+    tree,
+    walk,
+)
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (2, 3))
+IMAGES = jax.random.normal(KEY, (2, 4, 4, 3))
+
+
+def close(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
+
+
+def run(net, x, ctx=Context()):
+    return net.apply(*net.init(KEY, x), x, ctx)
+
+
+# -- walk and rewrite ------------------------------------------------------------------------------
+
+
+def test_walk_gives_every_part_outer_before_inner_in_order():
+    net = serial(conv(2, 3), residual(relu, conv(2, 1)), stack(2, serial(relu)), head=dense(3))
+    assert [path for path, _ in walk(net)] == [
+        *("conv1", "residual1", "residual1/relu1", "residual1/conv1"),
+        *("residual1/shortcut", "residual1/then", "stack1", "stack1/body", "stack1/body/relu1"),
+        "head",
+    ]
+    assert dict(walk(net))["residual1/conv1"].kind == "conv"
+
+
+def test_rewrite_changes_inner_parts_first_and_what_shaped_makes():
+    seen = []
+
+    def change(path, part):
+        seen.append(path)
+        return part
+
+    net = serial(serial(relu, tanh), shaped(lambda x: serial(dense(2))))
+    rewritten = rewrite(net, change)
+    assert seen == ["serial1/relu1", "serial1/tanh1", "serial1", "shaped1"]
+    rewritten.init(KEY, X)
+    assert set(seen[4:]) == {"shaped1/dense1"}
+
+
+def test_a_rewrite_that_changes_nothing_is_the_very_network():
+    net = serial(serial(relu, dense(3)), residual(dense(3)))
+    assert rewrite(net, lambda path, part: part) is net
+
+
+def test_a_rewritten_network_leaves_the_old_one_as_it_was():
+    net = serial(dense(3), relu)
+    before = run(net, X)[0]
+    assert (np.asarray(run(replace(net, "relu1", tanh), X)[0]) < 0).any()
+    np.testing.assert_array_equal(run(net, X)[0], before)
+
+
+# -- replace ---------------------------------------------------------------------------------------
+
+
+def test_replacing_every_norm_keeps_every_path_and_every_other_weight():
+    net = serial(conv(4, 3), batch_norm(), residual(conv(4, 3), batch_norm()), flatten, dense(2))
+    other = replace(net, "*/norm?", group_norm(2))
+    params, state = net.init(KEY, IMAGES)
+    new_params, new_state = other.init(KEY, IMAGES)
+    assert set(tree.leaves(state)) == {
+        f"{path}/{leaf}" for path in ("norm1", "residual1/norm1") for leaf in ("mean", "var")
+    }
+    assert new_state == {}
+    assert tree.digest(new_params) == tree.digest(params)
+
+
+def test_replacing_an_activation_computes_with_the_new_one():
+    net = replace(serial(dense(3), relu, serial(relu)), ["*/relu?"], tanh)
+    kernel = np.asarray(net.init(KEY, X)[0]["dense1"]["kernel"])
+    np.testing.assert_allclose(run(net, X)[0], np.tanh(np.tanh(X @ kernel)), rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_stack_a_remat_a_loop_and_of_shaped_are_replaced():
+    def nest(activation):
+        block = serial(dense(3), activation)
+        return serial(
+            *(stack(2, block), remat(block), loop(2, block), shaped(lambda x: block)),
+            *(branch(block, join=sum), remat(stack(2, remat(block)))),
+        )
+
+    changed, expected = replace(nest(relu), "*/relu1", gelu), nest(gelu)
+    params, state = expected.init(KEY, X)
+    assert tree.digest(changed.init(KEY, X)[0]) == tree.digest(params)
+    close(changed.apply(params, state, X), expected.apply(params, state, X))
+
+
+def test_a_pattern_that_fits_no_part_is_an_error_that_names_the_nearest():
+    net = serial(stage1=serial(conv(4, 3), relu))
+    for surgery in (lambda pattern: replace(net, pattern, gelu), lambda p: capture(net, ["*", p])):
+        with pytest.raises(ValueError, match="matches 'stage1/rleu1'; did you mean 'stage1/relu1'"):
+            surgery("stage1/rleu1")
+
+
+def test_a_replaced_model_has_the_new_part_alone():
+    net = models.create("resnet20", classes=10)
+    swapped = replace(net, "head", dense(3))
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    before, after = (tree.leaves(jax.eval_shape(each.init, KEY, x)[0]) for each in (net, swapped))
+    assert before.keys() == after.keys()
+    changed = {path for path in before if before[path].shape != after[path].shape}
+    assert changed == {"head/kernel", "head/bias"}
+
+
+# -- capture ---------------------------------------------------------------------------------------
+
+
+def test_captured_values_are_those_computed_by_hand():
+    net = serial(dense(4), relu, head=serial(dense(2), tanh))
+    params, state = net.init(KEY, X)
+    (y, seen), _ = capture(net, ["relu1", "head", "head/dense1"]).apply(params, state, X)
+    hidden = np.maximum(np.asarray(X) @ np.asarray(params["dense1"]["kernel"]), 0)
+    logits = hidden @ np.asarray(params["head"]["dense1"]["kernel"])
+    close(seen, {"relu1": hidden, "head": np.tanh(logits), "head/dense1": logits})
+    close(y, np.tanh(logits))
+
+
+def test_capture_has_the_parameters_and_state_of_the_network_bit_for_bit():
+    net = serial(dense(3), batch_norm(), stack(2, serial(dense(3), batch_norm())))
+    captured = capture(net, "*")
+    assert tree.digest(captured.init(KEY, X)) == tree.digest(net.init(KEY, X))
+    params, state = net.init(KEY, X)
+    y, plain = net.apply(params, state, X, Context(train=True))
+    (same, _), after = captured.apply(params, state, X, Context(train=True))
+    assert jax.tree.structure(after) == jax.tree.structure(plain)
+    close((same, after), (y, plain))
+
+
+def test_what_a_loop_calls_is_a_tuple_of_activations_in_order():
+    (_, seen), _ = capture(loop(3, lambda x: 2 * x), "body").apply({}, {}, X)
+    assert isinstance(seen["body"], tuple)
+    close(seen["body"], (2 * X, 4 * X, 8 * X))
+
+
+def test_what_a_stack_calls_has_a_leading_axis():
+    def double(x):
+        return 2 * x
+
+    net = capture(loop(2, stack(3, serial(double))), ["*/double1", "body"])
+    (_, seen), _ = net.apply({}, {}, X)
+    first, second = seen["body/body/double1"]
+    close(first, np.stack([2 * X, 4 * X, 8 * X]))
+    close(second, np.stack([16 * X, 32 * X, 64 * X]))
+    close(seen["body"], (8 * X, 64 * X))
+
+
+def test_what_remat_and_shaped_call_is_captured():
+    net = serial(remat(serial(lambda x: 2 * x)), shaped(lambda x: serial(tanh)), remat(relu))
+    (_, seen), _ = capture(net, "*").apply({}, {}, X)
+    close(
+        seen,
+        {
+            "serial1": 2 * X,
+            "serial1/function1": 2 * X,
+            "shaped1": np.tanh(2 * X),
+            "shaped1/tanh1": np.tanh(2 * X),
+            "relu1": np.maximum(np.tanh(2 * X), 0),
+        },
+    )
+
+
+def test_capture_runs_under_jit_vmap_and_grad():
+    net = capture(serial(dense(3), tanh, remat(serial(dense(3), relu))), "tanh1")
+    params, state = net.init(KEY, X)
+    (_, expected), _ = net.apply(params, state, X)
+
+    def activation(x):
+        return net.apply(params, state, x)[0][1]["tanh1"]
+
+    close(jax.jit(activation)(X), expected["tanh1"])
+    close(jax.vmap(activation)(X[:, None])[:, 0], expected["tanh1"])
+    # The derivative of the sum of tanh(x @ kernel).
+    kernel = np.asarray(params["dense1"]["kernel"])
+    close(
+        jax.grad(lambda x: activation(x).sum())(X),
+        (1 - np.tanh(np.asarray(X) @ kernel) ** 2) @ kernel.T,
+    )
+
+
+def test_the_output_of_several_arrays_is_captured_as_it_is():
+    net = serial(branch(relu, tanh, join=tuple), lambda pair: pair[0] + pair[1])
+    (_, seen), _ = capture(net, "branch1").apply({}, {}, X)
+    close(seen["branch1"], (np.maximum(X, 0), np.tanh(X)))
+
+
+def test_capture_is_a_part_like_any_other():
+    backbone = capture(serial(conv(4, 3), relu, flatten, dense(2)), "relu1")
+
+    def wire(net, x):
+        y, seen = net.backbone(x)
+        return y + net.side(seen["relu1"].mean((1, 2)))
+
+    net = compose(wire, backbone=backbone, side=dense(2))
+    params, state = net.init(KEY, IMAGES)
+    plain = serial(backbone=serial(conv(4, 3), relu, flatten, dense(2)))
+    assert list(params) == ["backbone", "side"]
+    assert tree.digest(params["backbone"]) == tree.digest(plain.init(KEY, IMAGES)[0]["backbone"])
+    hidden = capture(plain, "backbone/relu1").apply({"backbone": params["backbone"]}, {}, IMAGES)
+    (logits, seen), _ = hidden
+    means = np.asarray(seen["backbone/relu1"]).mean((1, 2))
+    close(
+        net.apply(params, state, IMAGES)[0], logits + means @ np.asarray(params["side"]["kernel"])
+    )
+
+
+def test_capturing_changes_no_randomness():
+    def apply(params, state, x, ctx=Context()):
+        return x + jax.random.key_data(ctx.rng()), state  # The sum of all the keys that were used.
+
+    noise = Layer(lambda key, spec: ({}, {}), apply, "noise")
+    net = serial(noise, loop(2, serial(noise)), remat(stack(2, serial(noise))))
+    ctx = Context(KEY, train=True)
+    plain, _ = net.apply({}, {}, jnp.zeros(2, jnp.uint32), ctx)
+    (same, _), _ = capture(net, "*").apply({}, {}, jnp.zeros(2, jnp.uint32), ctx)
+    np.testing.assert_array_equal(same, plain)
+
+
+def test_a_pattern_that_finds_nothing_even_inside_shaped_parts_is_an_error():
+    net = serial(conv(16, 3), squeeze_excite(0.25), relu)
+    (_, seen), _ = run(capture(net, "*/gate"), IMAGES)
+    assert {path: leaf.shape for path, leaf in seen.items()} == {"squeeze_excite1/gate": (2, 16)}
+    with pytest.raises(ValueError, match=r"no part of the network matches '\*/gaet'"):
+        run(capture(net, "*/gaet"), IMAGES)
+
+
+def test_a_layer_that_is_shaped_itself_can_be_operated_on():
+    net = shaped(lambda x: serial(dense(x.shape[-1], bias=False), relu))
+    swapped = replace(net, "relu1", identity)
+    kernel = np.asarray(swapped.init(KEY, X)[0]["dense1"]["kernel"])
+    close(run(swapped, X)[0], np.asarray(X) @ kernel)
