@@ -61,6 +61,7 @@ from .ops import silu as silu
 from .ops import softmax as softmax
 from .ops import softplus as softplus
 from .ops import tanh as tanh
+from .surgery import after as after
 from .surgery import capture as capture
 from .surgery import replace as replace
 from .surgery import rewrite as rewrite

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -45,6 +45,13 @@ class Layer(NamedTuple):
     def named(self, kind: str) -> Layer:
         """The same layer under another kind: `serial(...).named("stage")` becomes stage1, ..."""
         return self._replace(kind=kind)
+
+    def around(self, apply: Callable[..., tuple[Any, State]]) -> Layer:
+        """A layer that behaves otherwise, with the parameters of this one: a wrapper.
+
+        It is a leaf: surgery takes or leaves it whole, and cannot lose what it does.
+        """
+        return Layer(self.init, apply, self.kind)
 
     def __hash__(self) -> int:
         return hash((self.init, self.apply, self.kind))
@@ -146,14 +153,19 @@ def parametric(
         return {name: make(fold(key, name), x) for name, make in makers.items()}, {}
 
     def call_with(params: Params, state: State, x: Any, ctx: Context = Context()):
-        if params.keys() != makers.keys():
-            raise ValueError(
-                f"{kind} has the parameters {', '.join(makers) or 'none'}, "
-                f"but was given {', '.join(params) or 'none'}: are they of this network's init?"
-            )
+        expect(f"{kind} has the parameters", makers, params)
         return apply(params, x), state
 
     return Layer(init, call_with, kind)
+
+
+def expect(what: str, names: Iterable[str], given: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless exactly these names are given; `what` begins its message."""
+    if {*given} != {*names}:
+        raise ValueError(
+            f"{what} {', '.join(names) or 'none'}, but was given {', '.join(given) or 'none'}: "
+            "are they of this network's init?"
+        )
 
 
 def compose(wire: Callable[[Net, Any], Any], /, **parts: Layer | Callable[[Any], Any]) -> Layer:

@@ -18,7 +18,7 @@ from jax import Array, lax
 from convjax import ops
 from convjax.combine import serial, shaped
 from convjax.initializers import Initializer, he_normal, lecun_normal, ones, zeros
-from convjax.layer import Context, Layer, Net, Params, State, compose, fold, parametric
+from convjax.layer import Context, Layer, Net, Params, State, compose, expect, fold, parametric
 from convjax.ops.arguments import each_dimension
 
 Size = int | Sequence[int]  # one number for every spatial axis, or one for each
@@ -186,7 +186,7 @@ def weight_standardized(layer: Layer, epsilon: float = 1e-5) -> Layer:
         kernel = ops.standardize_kernel(params["kernel"], epsilon=epsilon)
         return inner({**params, "kernel": kernel}, state, x, ctx)
 
-    return layer._replace(apply=apply)
+    return layer.around(apply)
 
 
 # -- Normalisation: all of one kind, so that swapping one for another keeps the paths --------------
@@ -219,6 +219,8 @@ def batch_norm(
         return params, {"mean": zeros(key, channels), "var": ones(key, channels)}
 
     def apply(params: Params, state: State, x: Array, ctx: Context = Context()):
+        expect("batch_norm has the parameters", makers, params)
+        expect("batch_norm has the state", ("mean", "var"), state)
         affine = params.get("scale"), params.get("bias")
         if not ctx.train:
             return ops.batch_norm(x, state["mean"], state["var"], *affine, epsilon=epsilon), state

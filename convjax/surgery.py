@@ -78,6 +78,36 @@ def capture(net: Layer, patterns: str | Iterable[str]) -> Layer:
     return Layer(net.init, apply, "capture")
 
 
+def after(net: Layer, patterns: str | Iterable[str], change: Callable[[Any], Any]) -> Layer:
+    """A network that calls `change` on the output of every part whose path matches.
+
+    The paths of its parameters stay as they are. With `capture` and `jax.vjp` it gives the gradient
+    with respect to any activation:
+
+        scores = lambda shift: after(net, path, lambda y: y + shift).apply(params, state, x)[0]
+
+    Raises:
+        ValueError: as `replace` does.
+    """
+    patterns = _checked(net, patterns)
+    return rewrite(net, lambda path, part: _then(part, change) if matches(path, patterns) else part)
+
+
+def _then(layer: Layer, change: Callable[[Any], Any]) -> Layer:
+    wire = layer.wire
+    if isinstance(wire, Shaped):
+        return shaped(lambda x: _then(as_layer(wire.make(x)), change)).named(layer.kind)
+    if wire is not None:
+        changed = compose(lambda net, x: change(wire(net, x)), **layer.parts)
+        return changed.named(layer.kind)
+
+    def apply(params: Params, state: State, x: Any, ctx: Context = Context()):
+        y, state = layer.apply(params, state, x, ctx)
+        return change(y), state
+
+    return layer.around(apply)
+
+
 def _rewrite(layer: Layer, change: Callable[[str, Layer], Layer], path: str) -> Layer:
     if isinstance(layer.wire, Shaped):
         make = layer.wire.make

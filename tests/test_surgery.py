@@ -8,6 +8,7 @@ import pytest
 from convjax import (
     Context,
     Layer,
+    after,
     batch_norm,
     branch,
     capture,
@@ -264,3 +265,33 @@ def test_a_layer_that_is_shaped_itself_can_be_operated_on():
     swapped = replace(net, "relu1", identity)
     kernel = np.asarray(swapped.init(KEY, X)[0]["dense1"]["kernel"])
     close(run(swapped, X)[0], np.asarray(X) @ kernel)
+
+
+@pytest.mark.parametrize("path", ["conv1", "block", "shaped1"])
+def test_after_changes_the_output_of_a_part_and_no_path(path):
+    parts = {
+        "conv1": conv(3, 3),
+        "block": serial(conv(3, 3), relu),
+        "shaped1": shaped(lambda x: conv(3, 1)),
+    }
+    net = serial(**parts)
+    params, state = net.init(KEY, IMAGES)
+    changed = after(net, path, lambda y: 2 * y + 1)
+    assert tree.leaves(changed.init(KEY, IMAGES)[0]).keys() == tree.leaves(params).keys()
+    x = IMAGES
+    for name, part in net.parts.items():
+        x, _ = part.apply(params.get(name, {}), {}, x)
+        x = 2 * x + 1 if name == path else x
+    np.testing.assert_allclose(changed.apply(params, state, IMAGES)[0], x, rtol=1e-5, atol=1e-6)
+
+
+def test_further_surgery_keeps_what_after_and_around_changed():
+    net = serial(block=serial(conv(3, 3), relu), conv1=conv(3, 3))
+    params, state = net.init(KEY, IMAGES)
+    changed = after(net, ["block", "conv1"], lambda y: 2 * y)
+    again = replace(changed, "block/relu1", lambda x: x)
+    linear = replace(net, "block/relu1", lambda x: x)
+    inner, _ = linear.parts["block"].apply(params["block"], {}, IMAGES)
+    expected, _ = linear.parts["conv1"].apply(params["conv1"], {}, 2 * inner)
+    found, _ = again.apply(params, state, IMAGES)
+    np.testing.assert_allclose(found, 2 * expected, rtol=1e-5, atol=1e-6)

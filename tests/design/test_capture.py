@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convjax import Layer, capture, conv, dense, global_avg_pool, relu, rewrite, serial
+from convjax import after, capture, conv, dense, global_avg_pool, relu, serial
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (2, 6, 6, 3))
@@ -16,22 +16,12 @@ net = serial(
 )
 
 
-def shifted(layer: Layer, shift) -> Layer:
-    """The same layer with something added to its output."""
-
-    def apply(params, state, x, ctx):
-        y, state = layer.apply(params, state, x, ctx)
-        return y + shift, state
-
-    return layer._replace(apply=apply)
-
-
 def grad_cam(net, params, state, images, path, label):
     """Where an image speaks for a class: activations weighted by the mean slope of its score."""
     (_, seen), _ = capture(net, path).apply(params, state, images)
 
     def scores(shift):
-        moved = rewrite(net, lambda at, part: shifted(part, shift) if at == path else part)
+        moved = after(net, path, lambda y: y + shift)
         return moved.apply(params, state, images)[0][:, label]
 
     _, pull = jax.vjp(scores, jnp.zeros_like(seen[path]))

@@ -38,7 +38,7 @@ def evaluating(layer: Layer) -> Layer:
     def apply(params, state, x, ctx=Context()):
         return layer.apply(params, state, x, replace(ctx, train=False))
 
-    return layer._replace(apply=apply)
+    return layer.around(apply)
 
 
 def train(net: Layer, optimizer, params, state, steps: int):
