@@ -1,5 +1,6 @@
 """Resampling and rearranging of pixels against PyTorch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_pixel_shuffle_in_one_and_three_dimensions_follows_the_same_rule(rank):
     ],
 )
 def test_gradients_of_shapes(function):
-    check_grads(function, (normal(1, 4, 6, 4),), 1, ["fwd", "rev"])
+    check_grads(jax.jit(function), (normal(1, 4, 6, 4),), 1, ["fwd", "rev"])
 
 
 @pytest.mark.parametrize(
