@@ -10,6 +10,7 @@ import sys
 
 from absl import flags
 
+from convjax.allocator import keep_freed_memory
 from convjax.flags import guard, parse, run_folder
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> None:
     parse(options, argv, __doc__)
     folder = run_folder(workdir.value)
 
+    keep_freed_memory()
     from convjax import run  # Imports JAX: not before all that can be checked without it is right.
 
     print(run.evaluate(folder, split.value))

@@ -12,6 +12,7 @@ import sys
 
 from absl import flags
 
+from convjax.allocator import keep_freed_memory
 from convjax.flags import guard, parse_experiment
 
 
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
     dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
     config = parse_experiment(options, argv, __doc__)
 
+    keep_freed_memory()
     from convjax import run  # Imports JAX: not before all that can be checked without it is right.
 
     print(run.train(config, workdir.value, dry_run=dry_run.value))
