@@ -15,7 +15,8 @@ from typing import Any
 
 from convjax.combine import Shaped, shaped
 from convjax.layer import Context, Layer, Params, State, as_layer, compose
-from convjax.tree import matches, nearest
+from convjax.names import nearest
+from convjax.tree import matches
 
 _KEPT = "captured output"  # no part can be called so by keyword
 
@@ -72,8 +73,10 @@ def capture(net: Layer, patterns: str | Iterable[str]) -> Layer:
         y, state = kept.apply(params, state, x, ctx)
         seen: dict[str, Any] = {}
         state = _collect(state, "", seen)
-        _check(patterns, [*_paths(net), *seen])
-        return (y, seen), state
+        paths = _paths(net)
+        _check(patterns, [*paths, *seen])
+        in_order = {path: seen[path] for path in paths if path in seen}
+        return (y, in_order | seen), state
 
     return Layer(net.init, apply, "capture")
 
@@ -162,7 +165,9 @@ def _checked(net: Layer, patterns: str | Iterable[str]) -> list[str]:
 def _check(patterns: Iterable[str], paths: list[str]) -> None:
     for pattern in patterns:
         if not any(matches(path, pattern) for path in paths):
-            raise ValueError(f"no part of the network matches {pattern!r}{nearest(pattern, paths)}")
+            raise ValueError(
+                f"no part of the network matches {pattern!r}; {nearest(pattern, paths)}"
+            )
 
 
 def _paths(net: Layer) -> list[str]:

@@ -9,7 +9,6 @@ any depth, the top included.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -17,6 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from convjax.names import nearest
 
 Tree = Any
 
@@ -105,7 +106,7 @@ def merge(
         if name in theirs and _show(ours[name]) != _show(theirs[name])
     ]
     problems += [
-        f"  {word}={pattern!r} matches no leaf {where}{nearest(pattern, names)}"
+        f"  {word}={pattern!r} matches no leaf {where}; {nearest(pattern, names)}"
         for word, where, patterns, names in (
             ("keep", "of the tree", keep, ours),
             ("drop", "of what was given", drop, theirs),
@@ -140,14 +141,8 @@ def digest(tree: Tree) -> str:
     return sha.hexdigest()
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean ...?` with the closest of the names, or nothing when none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _patterns(given: str | Iterable[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
+def _patterns(patterns: str | Iterable[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def _name(path: Any) -> str:
@@ -161,4 +156,4 @@ def _show(leaf: Any) -> str:
 def _why_unused(pattern: str, names: Sequence[str]) -> str:
     if any(matches(name, pattern) for name in names):
         return "is never reached: the rules before it take every leaf that it matches"
-    return f"matches no leaf{nearest(pattern, names)}"
+    return f"matches no leaf; {nearest(pattern, names)}"

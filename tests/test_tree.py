@@ -75,7 +75,8 @@ def test_every_misfit_is_told_at_once():
     assert str(caught.value).splitlines()[1:] == [
         "  head/kernel matches no rule: add one, or end with ('*', ...)",
         "  stem/conv1/kernel matches no rule: add one, or end with ('*', ...)",
-        "  rule 'body/*' matches no leaf",
+        "  rule 'body/*' matches no leaf; "
+        "choose from 'head/bias', 'head/kernel', 'stem/conv1/kernel'",
         "  rule '*/bias' is never reached: the rules before it take every leaf that it matches",
     ]
 
@@ -123,7 +124,8 @@ def test_a_keep_or_drop_that_fits_no_leaf_is_an_error():
         tree.merge(NET, NET, keep="haed/bias", drop=["head/bias", "fc/*"])
     assert str(caught.value).splitlines()[1:] == [
         "  keep='haed/bias' matches no leaf of the tree; did you mean 'head/bias'?",
-        "  drop='fc/*' matches no leaf of what was given",
+        "  drop='fc/*' matches no leaf of what was given; "
+        "choose from 'head/bias', 'head/kernel', 'stem/conv1/kernel'",
     ]
 
 
