@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -53,6 +54,7 @@ def conv(
         ValueError: if channels or width do not divide by groups, for an unknown padding, or a
             window that does not fit the number of spatial axes.
     """
+    _features("conv", width)
 
     def kernel(key: Array, x: Any) -> Array:
         _divides(x.shape[-1], groups)
@@ -108,10 +110,10 @@ def separable_conv(width: int, window: Size, *, multiplier: int = 1, **options: 
 
     options: those of `depthwise_conv`; a bias stands in the pointwise part only.
     """
-    bias = options.pop("bias", True)
+    of_bias = {name: options.pop(name) for name in ("bias", "bias_init") if name in options}
     return serial(
         depthwise=depthwise_conv(window, multiplier=multiplier, bias=False, **options),
-        pointwise=conv(width, 1, bias=bias),
+        pointwise=conv(width, 1, **of_bias),
     ).named("separable_conv")
 
 
@@ -133,6 +135,7 @@ def conv_transpose(
     Parameters: kernel `[*window, channels / groups, width]` and bias. With "SAME" the output is the
     input times the stride; a number pads as PyTorch's `ConvTranspose2d` does.
     """
+    _features("conv_transpose", width)
 
     def kernel(key: Array, x: Any) -> Array:
         _divides(x.shape[-1], groups)
@@ -163,6 +166,7 @@ def dense(
 
     Parameters: kernel `[channels, width]` and bias `[width]`.
     """
+    _features("dense", width)
 
     def kernel(key: Array, x: Any) -> Array:
         return kernel_init(key, (x.shape[-1], width))
@@ -173,16 +177,21 @@ def dense(
     return parametric("dense", apply, kernel=kernel, **_bias(bias, bias_init, width))
 
 
-def weight_standardized(layer: Layer, epsilon: float = 1e-5) -> Layer:
+def weight_standardized(layer: Layer, epsilon: float = 1e-10) -> Layer:
     """A layer whose kernel has mean 0 and variance 1 for every output (Qiao et al. 2019).
 
     >>> net = serial(weight_standardized(conv(64, 3)), group_norm(32))
+
+    Raises:
+        ValueError: for a layer without a kernel of its own.
     """
-    if layer.wire is not None:
+    if layer.kind not in ("conv", "conv_transpose", "dense"):
         raise ValueError(f"weight_standardized takes one convolution or dense layer, not {layer!r}")
     inner = layer.apply
 
     def apply(params: Params, state: State, x: Any, ctx: Context = Context()):
+        if "kernel" not in params:
+            raise ValueError(f"weight_standardized takes a layer with a kernel, not {layer!r}")
         kernel = ops.standardize_kernel(params["kernel"], epsilon=epsilon)
         return inner({**params, "kernel": kernel}, state, x, ctx)
 
@@ -442,6 +451,11 @@ def _window(window: Size, x: Any) -> tuple[int, ...]:
     return each_dimension("conv", "window", window, spatial)
 
 
+def _features(op: str, width: Any) -> None:
+    if not isinstance(width, Integral) or width < 1:
+        raise ValueError(f"{op}: width must be a whole number of 1 or more, got {width!r}")
+
+
 def _divides(channels: int, groups: int) -> None:
-    if channels % groups:
+    if groups < 1 or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")

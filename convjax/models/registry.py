@@ -45,13 +45,15 @@ def create(name: str, *, classes: int, **changes: Any) -> Layer:
     parameters = inspect.signature(make).parameters
     own = [keyword for keyword in parameters if keyword != "classes"]
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if "classes" not in parameters and not open_ended:
+        raise ValueError(f"model {name!r} does not take the keyword 'classes', as a model does")
     for keyword, value in changes.items():
         if keyword not in own and not open_ended:
             raise ValueError(
                 f"model {name!r} has no keyword {keyword!r}: {nearest(keyword, own)} "
                 f"(its keywords: {', '.join(own)})"
             )
-        if isinstance(value, str) and keyword in own and callable(parameters[keyword].default):
+        if isinstance(value, str) and keyword in own and _takes_function(parameters[keyword]):
             changes[keyword] = imported(value, f"{keyword} of model {name!r}")
     net = make(classes=classes, **changes)
     if not isinstance(net, Layer):
@@ -73,3 +75,8 @@ def function_of(name: str) -> Callable[..., Layer]:
             "(or name a function of your own as package.module:function)"
         )
     return _MODELS[name]
+
+
+def _takes_function(parameter: inspect.Parameter) -> bool:
+    # What stands for "no default" is a class, and so may be called.
+    return parameter.default is not parameter.empty and callable(parameter.default)

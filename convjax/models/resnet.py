@@ -22,14 +22,13 @@ def projection(width: int, stride: int, norm: Norm) -> Layer:
     return serial(conv(width, 1, stride=stride, bias=False), norm())
 
 
-def pad_channels(width: int, stride: int, norm: Norm) -> Part:
+def pad_channels(width: int, stride: int, norm: Norm) -> Callable[[Array], Array]:
     """A shortcut without parameters: option A of the paper. New channels are zero."""
 
     def shortcut(x: Array) -> Array:
         missing = width - x.shape[-1]
-        return jnp.pad(
-            x[:, ::stride, ::stride], ((0, 0),) * 3 + ((missing // 2, -(-missing // 2)),)
-        )
+        strided = x[:, *[slice(None, None, stride)] * (x.ndim - 2)]
+        return jnp.pad(strided, [(0, 0)] * (x.ndim - 1) + [(missing // 2, -(-missing // 2))])
 
     return shortcut
 
@@ -80,6 +79,7 @@ def resnet(
     *,
     depths: Sequence[int],
     block: Callable[..., Layer] = basic,
+    expansion: int = 1,
     width: int = 64,
     stem: Callable[[int, Norm, Activation], Layer] = imagenet_stem,
     shortcut: Callable[[int, int, Norm], Part] = projection,
@@ -90,11 +90,11 @@ def resnet(
 
     depths: blocks of each stage.
     block: `basic` or `bottleneck`.
+    expansion: how many times wider than its `width` the block puts out: 4 for `bottleneck`.
     width: features of the stem and the first stage.
     stem: `imagenet_stem` or `cifar_stem`.
     shortcut: `projection` or `pad_channels`, where a block changes the shape.
     """
-    expansion = 4 if block is bottleneck else 1
 
     def stage(number: int, depth: int) -> Layer:
         wide, stride = width * 2**number, 1 if number == 0 else 2
@@ -113,9 +113,9 @@ def resnet(
 
 resnet18 = partial(resnet, depths=(2, 2, 2, 2))
 resnet34 = partial(resnet, depths=(3, 4, 6, 3))
-resnet50 = partial(resnet, depths=(3, 4, 6, 3), block=bottleneck)
-resnet101 = partial(resnet, depths=(3, 4, 23, 3), block=bottleneck)
-resnet152 = partial(resnet, depths=(3, 8, 36, 3), block=bottleneck)
+resnet50 = partial(resnet, depths=(3, 4, 6, 3), block=bottleneck, expansion=4)
+resnet101 = partial(resnet, depths=(3, 4, 23, 3), block=bottleneck, expansion=4)
+resnet152 = partial(resnet, depths=(3, 8, 36, 3), block=bottleneck, expansion=4)
 
 # Section 4.2 of the paper: three stages of 16, 32 and 64 features for CIFAR, option A.
 _cifar = partial(resnet, width=16, stem=cifar_stem, shortcut=pad_channels)

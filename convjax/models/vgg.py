@@ -23,6 +23,8 @@ def vgg(
 ) -> Layer:
     """Stages of `depths` convolutions, then three dense layers, as torchvision builds it.
 
+    Each stage halves the image: five of them want one of 32 pixels or more.
+
     normalized: batch normalisation after every convolution.
     width: features of the first stage; they double with each stage up to eight times as many.
     hidden: width of the two hidden dense layers.
