@@ -82,6 +82,7 @@ def assemble(config: Experiment) -> Assembled:
     spec = spec_of(train, config.batch_size)
     params, _ = jax.eval_shape(net.init, jax.random.key(0), spec)
     optimizers.check_decay(params, chosen.decay)
+    optimizers.check_step(optimizer, hyper, params, chosen.args)
     return Assembled(config, train, test, net, spec, mapper, plan, factor, optimizer, hyper)
 
 
@@ -120,14 +121,21 @@ def network(config: Experiment, images: Dataset) -> Layer:
     name, classes = config.model.name, len(images.classes)
     try:
         net = models.create(name, classes=classes, **config.model.args)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"config.model: {error}") from error
+    except TypeError as error:
+        raise UserError(
+            f"config.model: {name!r} cannot be made with {config.model.args}: {error}"
+        ) from error
     spec = spec_of(images, 2)
     try:
         params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
         logits = jax.eval_shape(lambda *of: net.apply(*of, Context())[0], params, state, spec)
     except (ValueError, TypeError) as error:
-        where = "; ".join(getattr(error, "__notes__", ()))
+        # JAX has notes of its own, about tracebacks; the layer's place begins with "in".
+        where = "; ".join(
+            note for note in getattr(error, "__notes__", ()) if note.startswith("in ")
+        )
         raise UserError(
             f"config.model: {name!r} cannot take {show(spec)}: {error}; {where}"
         ) from error

@@ -37,6 +37,8 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int | None = None):
         self.folder = Path(folder).absolute()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder} is not a folder: move it, or train elsewhere")
         # Saving takes a few hundredths of a second; asynchronous saving would have to copy first.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)

@@ -68,7 +68,7 @@ class Optimizer:
     schedule: str = "cosine"
     """After the warm-up: constant, or falling as cosine, linear, one_cycle or step."""
     warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises from zero to its peak."""
+    """Epochs over which the learning rate rises to its peak; of one_cycle, 30 % if 0."""
     clip_norm: float | None = None
     """The largest global norm of a gradient; None clips nothing."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -221,6 +221,9 @@ def _range_problems(config: Experiment) -> Iterator[str]:
     if not re.fullmatch(r"[^:\s]+|\w+(\.\w+)*:\w+", config.model.name):
         advice = "give a registered name or 'package.module:function'"
         yield problem("model.name", config.model.name, advice)
+    if "classes" in config.model.args:
+        advice = "leave it out, the data say how many classes there are"
+        yield problem("model.args.classes", config.model.args["classes"], advice)
     if not config.data.name.strip():
         yield problem("data.name", config.data.name, "give the name of a data set")
     if not optimizer.name.isidentifier():

@@ -33,7 +33,10 @@ DEFAULT = CONFIGS / "fashion_mini.py"
 
 
 def guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Runs a launcher's `main(argv)`; returns the exit status: 2 after one line for a UserError."""
+    """Runs a launcher's `main(argv)`; returns the exit status.
+
+    That is 2 after one line for a UserError, 130 after one line for Ctrl-C, and 0 otherwise.
+    """
     try:
         main(argv)
     except UserError as error:
@@ -41,6 +44,9 @@ def guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
         text = "".join(sign if sign.isprintable() else " " for sign in str(error))
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as a shell has it for Ctrl-C
     return 0
 
 

@@ -110,11 +110,17 @@ def fold(key: Array, name: str) -> Array:
 
 def function(fn: Callable[[Any], Any], kind: str | None = None) -> Layer:
     """A layer without parameters, from a plain function of an array."""
+    kind = kind or kind_of(fn)
 
     def apply(params: Params, state: State, x: Any, ctx: Context = Context()) -> tuple[Any, State]:
-        return fn(x), state
+        y = fn(x)
+        if isinstance(y, Layer) or callable(y):
+            raise TypeError(
+                f"{kind} made a layer of its input: call it first, as in serial({kind}(...))"
+            )
+        return y, state
 
-    return Layer(lambda key, spec: ({}, {}), apply, kind or kind_of(fn))
+    return Layer(lambda key, spec: ({}, {}), apply, kind)
 
 
 def as_layer(part: Layer | Callable[[Any], Any]) -> Layer:

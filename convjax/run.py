@@ -100,7 +100,9 @@ def evaluate(workdir: Workdir, split: str = "test") -> str:
         params, state = jax.eval_shape(net.init, jax.random.key(0), spec_of(images, 1))
         like = {"params": params, "state": state}
         saved, _ = checkpoints.restore(like, drop=("step", "opt/*", "key"))
-    pixels = log.record()["pixels"]
+    pixels = log.record().get("pixels")
+    if pixels is None:
+        raise UserError(f"{log.run_file} does not say how pixels were normalised: train it again")
     prepare = normalise(pixels["mean"], pixels["std"])
     step = make_eval_step(net, LOSSES[config.loss.name], prepare=prepare, axis=mapper.axis)
     metrics = evaluate_on(

@@ -23,6 +23,12 @@ from typing import Any
 
 import jax
 
+from convjax.config import UserError
+
+
+class RunError(UserError, ValueError):
+    """A run folder that cannot be written, or whose files are not what a run leaves."""
+
 
 class RunLog:
     """The files of a run in its folder."""
@@ -47,9 +53,15 @@ class RunLog:
         return self.folder.is_dir() and {each.name for each in self.folder.iterdir()} <= left
 
     def create(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder, with the config."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.config_file, config)
+        """Makes the folder, with the config; RunError where that is not possible."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.config_file, config)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be made or written to ({error.strerror}): "
+                "give another --workdir"
+            ) from error
 
     def record(self) -> dict[str, Any]:
         """What is known about the run; empty before it began."""
@@ -75,7 +87,7 @@ class RunLog:
         """The lines of the metrics; a last line that was cut short is passed over.
 
         Raises:
-            ValueError: for any other line that is not JSON.
+            RunError: for any other line that is not JSON.
         """
         if not self.metrics_file.exists():
             return []
@@ -86,7 +98,7 @@ class RunLog:
             try:
                 found.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(
+                raise RunError(
                     f"{self.metrics_file}, line {number} is not JSON: {error}"
                 ) from error
         return found
@@ -154,12 +166,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The values of a file of JSON.
 
     Raises:
-        ValueError: naming the file, if it is not JSON.
+        RunError: naming the file, if it is not JSON, or something else than an object.
     """
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise RunError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds {type(values).__name__}, expected an object of JSON")
+    return values
 
 
 def _valid(value: Any) -> Any:

@@ -117,3 +117,9 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path, damage):
         step = checkpoints.latest_step()
         with pytest.raises(CheckpointError, match=f"checkpoint {step} .* cannot be read"):
             checkpoints.restore(shapes(STATE))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_at_once(tmp_path):
+    (tmp_path / "checkpoints").write_text("a note")
+    with pytest.raises(CheckpointError, match="checkpoints is not a folder"):
+        Checkpoints(tmp_path / "checkpoints")

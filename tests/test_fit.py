@@ -100,6 +100,8 @@ def test_a_plan_counts_in_steps():
     assert make_plan(10, batch_size=10, epochs=0.01, save_every_steps=4)[:5] == (1, 1, 10, 1, 4)
     with pytest.raises(ConfigError, match=r"config\.batch_size: batch size 11 for 10 images"):
         make_plan(10, batch_size=11, epochs=1)
+    with pytest.raises(ConfigError, match=r"config\.epochs is 1e\+300: give fewer than"):
+        make_plan(10, batch_size=10, epochs=1e300)
 
 
 class Terminal(io.StringIO):

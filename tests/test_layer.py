@@ -401,6 +401,12 @@ def test_a_part_that_is_no_layer_is_a_type_error_that_shows_it(part):
         serial(part)
 
 
+@pytest.mark.parametrize("maker", [max_pool, dropout])
+def test_a_maker_of_layers_that_was_not_called_is_a_type_error_that_says_so(maker):
+    with pytest.raises(TypeError, match=f"{maker.__name__} made a layer of its input: call it"):
+        serial(maker, flatten).init(KEY, jnp.ones((1, 4, 4, 3)))
+
+
 def test_calling_a_part_that_is_not_there_names_those_that_are():
     net = compose(lambda net, x: net.conv2(x), conv1=conv(2, 3), norm=batch_norm())
     with pytest.raises(AttributeError, match="no part 'conv2' here: the parts are conv1, norm"):

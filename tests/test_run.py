@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -350,12 +351,21 @@ def changed(path, value):
         ("model.args", {"widht": 3}, "config.model: .*'widht'.*did you mean 'width'"),
         ("model.name", "test_run:flat", r"float32\[2,6,6,3\] for images .* \[2,3\] is needed"),
         ("model.name", "test_run:deep", r"cannot take float32\[2,6,6,1\]: .*conv1 \(conv\)"),
+        ("model.name", "math:sqrt", "'math:sqrt' does not take the keyword 'classes'"),
+        ("model.args", {"classes": 5}, "config.model.args.classes is 5: leave it out"),
+        ("model.args", {"width": -4}, "width must be a whole number of 1 or more, got -4"),
         ("data.name", "fashion_mino", "config.data: .*fashion_mini"),
         ("data.dir", "/there/is/none", "config.data: .*/there/is/none"),
         ("batch_size", 41, "config.batch_size: .*41 for 40 images"),
         ("parallel", "shard_map", "config.batch_size is 5: give a multiple of the 8 devices"),
         ("optimizer.name", "adamm", "config.optimizer.name is 'adamm': did you mean 'adam'"),
         ("optimizer.args", {"momentun": 0.9}, "'momentun'.*did you mean 'momentum'"),
+        ("optimizer.args", {"momentum": "much"}, "optimizer.args are .*much.* not what"),
+        (
+            "optimizer.args",
+            {"momentum": 0.9, "nesterov": 0.5},
+            "optimizer.args are .*0.5.* not what",
+        ),
         ("optimizer.decay", ("*/kernle",), r"config.optimizer.decay: (.|\n)*conv1/kernel"),
     ],
 )
@@ -363,6 +373,27 @@ def test_a_mistake_is_told_before_anything_is_computed_or_written(tmp_path, path
     with pytest.raises(UserError, match=message):
         run.train(changed(path, value), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_model_names_its_place_and_nothing_else(tmp_path):
+    with pytest.raises(UserError) as error:
+        run.train(changed("model.name", "test_run:deep"), tmp_path / "run")
+    assert str(error.value).endswith("; in conv1 (conv), called with float32[2,6,6,1]")
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis.tex/run cannot be made .*: give another"):
+        run.train(experiment(), tmp_path / "thesis.tex" / "run")
+
+
+@pytest.mark.parametrize("text", ['{"status": ', "[]", "{}"])
+def test_a_broken_record_is_named(finished, tmp_path, text):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].folder, folder)
+    (folder / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json (is not JSON|holds list|does not say)"):
+        run.evaluate(folder)
 
 
 def test_what_cannot_be_evaluated_says_why(finished, tmp_path):

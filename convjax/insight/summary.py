@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from convjax import tree
+from convjax.combine import serial
 from convjax.layer import Context, Layer, show
 from convjax.surgery import capture, walk
 
@@ -28,6 +29,8 @@ def rows(net: Layer, spec: Any) -> list[Row]:
 
     What stands in a `shaped` layer counts as one row. A part that is never called has no row.
     """
+    if not net.parts:  # It is the only row itself.
+        net = serial(net)
     paths = {path: part for path, part in walk(net) if not part.parts}
     params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
     seeing = capture(net, list(paths))

@@ -57,14 +57,17 @@ def make_plan(
     Plan(steps=25, epoch=10, batch_size=100, eval_every=10, save_every=10, log_every=50)
 
     Raises:
-        ConfigError: if a batch is larger than the data.
+        ConfigError: if a batch is larger than the data, or steps are more than an int32 counts.
     """
     try:
         epoch = steps_per_epoch(size, batch_size)
     except ValueError as error:
         raise ConfigError(f"config.batch_size: {error}") from None
+    steps = max(round(epochs * epoch), 1)
+    if steps >= 2**31:
+        raise ConfigError(f"config.epochs is {epochs:g}: give fewer than {2**31 / epoch:.0f}")
     return Plan(
-        steps=max(round(epochs * epoch), 1),
+        steps=steps,
         epoch=epoch,
         batch_size=batch_size,
         eval_every=eval_every_epochs * epoch,

@@ -128,6 +128,27 @@ def check_decay(params: Params, patterns: Sequence[str]) -> None:
         raise ConfigError(f"config.optimizer.decay: {error}") from None
 
 
+def check_step(optimizer: Optimizer, hyper: Hyper, params: Params, args: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the optimizer cannot take a step on parameters of these shapes.
+
+    Nothing is computed. So a keyword of the wrong type is found before training begins.
+
+    args: what `make` was given, for the message.
+    """
+
+    def step(hyper: Hyper, params: Params) -> Any:
+        transform = optimizer(hyper, jnp.zeros((), jnp.int32))
+        return transform.update(params, transform.init(params), params, value=jnp.zeros(()))
+
+    try:
+        jax.eval_shape(step, hyper, params)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"config.optimizer.args are {dict(args)}, of which one is not what it takes: {reason}"
+        ) from error
+
+
 # Deprecated, or in need of a key or of the loss as a function.
 _LEFT_OUT = {"optimistic_adam", "noisy_sgd", "lbfgs", "sophia"}
 
