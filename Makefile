@@ -10,7 +10,7 @@ train: $(VENV)/.installed
 	$(RUN) -m experiments.train
 
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format --check .
