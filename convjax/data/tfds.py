@@ -131,8 +131,8 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
         case (str() as image, str() as label, *_):
             pass
         case _:
-            images = [key for key in features if isinstance(features[key], kinds.Image)]
-            labels = [key for key in features if isinstance(features[key], kinds.ClassLabel)]
+            images = sorted(key for key in features if isinstance(features[key], kinds.Image))
+            labels = sorted(key for key in features if isinstance(features[key], kinds.ClassLabel))
             if len(images) != 1 or len(labels) != 1:
                 raise ValueError(
                     f"{name} does not say what to learn from what (no supervised_keys), "

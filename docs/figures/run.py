@@ -29,7 +29,8 @@ def main(workdir: Path, target: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
     final = record["final"]
-    figure.suptitle(f"{final['correct']} of {final['count']} test images", fontsize=10)
+    title = f"{final['correct']} of {final['count']} test images after {record['seconds']:.0f} s"
+    figure.suptitle(title, fontsize=10)
     figure.savefig(target, dpi=160)
 
 
