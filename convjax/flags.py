@@ -112,7 +112,8 @@ def run_folder(workdir: str | None) -> str:
         for file in sorted((*folder.glob("*/config.json"), *folder.parent.glob("*/config.json")))
     ]
     kind = "holds no run (no config.json)" if folder.is_dir() else "does not exist"
-    raise UserError(f"--workdir={workdir} {kind}: {nearest(workdir, runs)}")
+    hint = nearest(workdir, runs) if runs else "give the folder of a run"
+    raise UserError(f"--workdir={workdir} {kind}: {hint}")
 
 
 def override(config: Experiment, changes: Sequence[tuple[str, str]]) -> Experiment:

@@ -88,7 +88,7 @@ def test_init_is_a_function_of_the_key(case: Case):
 def test_compiled_init_equals_eager_init(case: Case):
     eager = case.layer.init(jax.random.key(3), case.spec)
     compiled = _compiled(lambda key: case.layer.init(key, case.spec))(jax.random.key(3))
-    _close(compiled, eager, 1e-6)
+    assert_close(compiled, eager, 1e-6)
 
 
 def test_init_needs_shapes_only(case: Case):
@@ -107,7 +107,7 @@ def test_state_keeps_its_structure(case: Case, trained: Any):
 
 def test_jit_equals_eager(case: Case, trained: Any):
     eager = case.layer.apply(case.params, case.state, case.x, TRAIN)
-    _close(trained, eager, 1e-5)
+    assert_close(trained, eager, 1e-5)
 
 
 def test_vmap_over_images_equals_the_batch(case: Case):
@@ -121,7 +121,7 @@ def test_vmap_over_images_equals_the_batch(case: Case):
         return jax.vmap(one)(x), case.layer.apply(case.params, case.state, x, Context())
 
     each, (batch, state) = both(case.x)
-    _close(each, batch, 1e-5)
+    assert_close(each, batch, 1e-5)
     assert tree.digest(state) == tree.digest(case.state)  # which only training changes
 
 
@@ -138,7 +138,7 @@ def test_vmap_over_parameters_trains_each_member_as_alone(case: Case):
         _compiled(case.layer.apply)(*member, case.x, Context(key, train=True))
         for member, key in zip([(case.params, case.state), other], keys, strict=True)
     ]
-    _close(ensemble, jax.tree.map(lambda *each: np.stack(each), *each_alone), 1e-5)
+    assert_close(ensemble, jax.tree.map(lambda *each: np.stack(each), *each_alone), 1e-5)
 
 
 def test_gradients_are_right(case: Case):
@@ -168,7 +168,7 @@ def test_gradients_are_right(case: Case):
     assert abs(float(forward)) > 1e-3  # so that the derivatives agree on something
     np.testing.assert_allclose(backward, forward, rtol=1e-9)
     np.testing.assert_allclose(forward, numeric, rtol=1e-6)
-    _close(again, once, 1e-12)
+    assert_close(again, once, 1e-12)
 
 
 def test_bfloat16_in_gives_bfloat16_out_and_parameters_stay_float32(case: Case, trained: Any):
@@ -186,7 +186,7 @@ def test_bfloat16_in_gives_bfloat16_out_and_parameters_stay_float32(case: Case, 
     assert _shapes(gradient) == _shapes(case.params)
     assert _shapes(state) == _shapes(case.state)
     # Eight bits a number, and a handful of layers.
-    _close((y, state), trained, 0.05)
+    assert_close((y, state), trained, 0.05)
 
 
 # -- Several devices -------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ def test_eight_devices_compute_what_one_does(case: Case, trained: Any):
 
     given = _placed(mesh, case)
     sharded, shard_mapped = both(*given)
-    _close(sharded, trained, 1e-5)
-    _close(shard_mapped, trained, 1e-5)
+    assert_close(sharded, trained, 1e-5)
+    assert_close(shard_mapped, trained, 1e-5)
 
 
 @pytest.mark.parametrize("entry", ["serial", "batch_norm/2d", "stack"], indirect=True)
@@ -224,8 +224,8 @@ def test_eight_devices_learn_what_one_does(case: Case):
     one = _compiled(functools.partial(gradient, None))
     expected = one(case.params, case.state, case.x)
     given = _placed(mesh, case)
-    _close(one(*given), expected, 1e-4)
-    _close(_compiled(mapped)(*given), expected, 1e-4)
+    assert_close(one(*given), expected, 1e-4)
+    assert_close(_compiled(mapped)(*given), expected, 1e-4)
 
 
 def _forward(layer: Layer, axis: str | None, params: Any, state: Any, x: Any) -> Any:
@@ -328,7 +328,7 @@ def _shapes(trees: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return {path: (leaf.shape, leaf.dtype.name) for path, leaf in tree.leaves(trees).items()}
 
 
-def _close(ours: Any, expected: Any, tolerance: float) -> None:
+def assert_close(ours: Any, expected: Any, tolerance: float) -> None:
     """The same paths, and numbers that differ by no more than a share of the largest."""
     ours, expected = tree.leaves(ours), tree.leaves(expected)
     assert ours.keys() == expected.keys()

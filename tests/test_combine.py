@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 3))
 
 
-def close(a, b):
+def assert_close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), a, b)
 
 
@@ -179,10 +179,10 @@ def test_stack_equals_repeat_in_values_gradients_and_batch_statistics(train):
     stacked, repeated = stacked_and_repeated()
     gradient, (y, state) = value_and_gradient(stacked, ctx)
     expected_gradient, (expected_y, expected_state) = value_and_gradient(repeated, ctx)
-    close(y, expected_y)
+    assert_close(y, expected_y)
     for got, expected in ((gradient, expected_gradient), (state, expected_state)):
         for number, copy in enumerate(expected.values()):
-            close(copy_of(got["body"], number), copy)
+            assert_close(copy_of(got["body"], number), copy)
 
 
 def test_stack_compiles_its_layer_once_whatever_the_number_of_copies():
@@ -245,7 +245,7 @@ def test_remat_keeps_parameters_values_gradients_state_and_randomness(kind):
     assert saved.kind == plain.kind
     jax.tree.map(np.testing.assert_array_equal, saved.init(KEY, X), given)
     ctx = Context(KEY, train=True)
-    close(value_and_gradient((saved, *given), ctx), value_and_gradient((plain, *given), ctx))
+    assert_close(value_and_gradient((saved, *given), ctx), value_and_gradient((plain, *given), ctx))
 
 
 @pytest.mark.parametrize("kind", ["a nest", "in a stack"])

@@ -76,7 +76,7 @@ def test_conv_equals_the_module_of_pytorch(rank: int, options: dict[str, Any]):
     params, _ = _random_init(net, x)
     theirs = CONVS[rank](4, 6, 3, **options)
     _copy(theirs, weight=conv_weight(params["kernel"]), bias=params.get("bias"))
-    _close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -97,7 +97,7 @@ def test_conv_transpose_equals_the_module_of_pytorch(rank: int, options: dict[st
     theirs = CONV_TRANSPOSES[rank](4, 6, 3, **options)
     weight = conv_transpose_weight(params["kernel"], options.get("groups", 1))
     _copy(theirs, weight=weight, bias=params.get("bias"))
-    _close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -108,7 +108,7 @@ def test_depthwise_conv_equals_a_grouped_module_of_pytorch(rank: int, multiplier
     params, _ = _random_init(net, x)
     theirs = CONVS[rank](4, 4 * multiplier, 3, stride=2, padding=1, groups=4)
     _copy(theirs, weight=conv_weight(params["kernel"]), bias=params["bias"])
-    _close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
 
 
 def test_separable_conv_equals_two_modules_of_pytorch():
@@ -124,7 +124,7 @@ def test_separable_conv_equals_two_modules_of_pytorch():
         bias=params["pointwise"]["bias"],
     )
     theirs = pointwise(depthwise(channels_first(x)))
-    _close(_evaluate(net, params, {}, x), channels_last(theirs))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs))
 
 
 def test_dense_equals_the_module_of_pytorch():
@@ -133,7 +133,7 @@ def test_dense_equals_the_module_of_pytorch():
     params, _ = _random_init(net, x)
     theirs = torch.nn.Linear(5, 4)
     _copy(theirs, weight=params["kernel"].T, bias=params["bias"])
-    _close(_evaluate(net, params, {}, x), theirs(torch.from_numpy(x)).detach().numpy())
+    assert_close(_evaluate(net, params, {}, x), theirs(torch.from_numpy(x)).detach().numpy())
 
 
 def test_weight_standardized_conv_sees_kernels_of_mean_0_and_variance_1():
@@ -145,7 +145,7 @@ def test_weight_standardized_conv_sees_kernels_of_mean_0_and_variance_1():
     standard = (weight - mean) / torch.sqrt(var + 1e-5)
     bias = torch.from_numpy(params["bias"])
     theirs = torch.nn.functional.conv2d(channels_first(x), standard, bias, padding=1)
-    _close(_evaluate(net, params, {}, x), channels_last(theirs))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs))
 
 
 # -- Normalisation ---------------------------------------------------------------------------------
@@ -163,12 +163,12 @@ def test_batch_norm_trains_and_evaluates_as_the_module_of_pytorch(rank: int, mom
     _copy(theirs, weight=params["scale"], bias=params["bias"])
     for x in steps:
         y, state = net.apply(params, state, x, Context(train=True))
-        _close(y, channels_last(theirs(channels_first(x))))
-        _close(state["mean"], theirs.running_mean)
-        _close(state["var"], theirs.running_var)
+        assert_close(y, channels_last(theirs(channels_first(x))))
+        assert_close(state["mean"], theirs.running_mean)
+        assert_close(state["var"], theirs.running_var)
     theirs.eval()
     x = _normal(4, *SIZES[rank], 5, seed=9)
-    _close(_evaluate(net, params, state, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, state, x), channels_last(theirs(channels_first(x))))
 
 
 def test_batch_norm_of_vectors_trains_as_the_module_of_pytorch():
@@ -177,8 +177,8 @@ def test_batch_norm_of_vectors_trains_as_the_module_of_pytorch():
     params, state = net.init(jax.random.key(0), x)
     theirs = torch.nn.BatchNorm1d(5, affine=False)
     y, state = net.apply(params, state, x, Context(train=True))
-    _close(y, theirs(torch.from_numpy(x)))
-    _close(state["var"], theirs.running_var)
+    assert_close(y, theirs(torch.from_numpy(x)))
+    assert_close(state["var"], theirs.running_var)
     assert params == {}
 
 
@@ -194,10 +194,10 @@ def test_batch_norm_on_a_mapped_axis_sees_the_batch_of_all_devices():
         return net.apply(params, state, x, Context(train=True, axis="devices"))
 
     y, state = jax.vmap(step, axis_name="devices")(jnp.stack(parts))
-    _close(y.reshape(expected.shape), expected)
+    assert_close(y.reshape(expected.shape), expected)
     for number in range(4):
-        _close(state["mean"][number], theirs.running_mean)
-        _close(state["var"][number], theirs.running_var)
+        assert_close(state["mean"][number], theirs.running_mean)
+        assert_close(state["var"][number], theirs.running_var)
 
 
 NORMS = {
@@ -218,7 +218,7 @@ def test_norm_equals_the_module_of_pytorch(name: str):
         expected = theirs(torch.from_numpy(x)).detach().numpy()
     else:
         expected = channels_last(theirs(channels_first(x)))
-    _close(_evaluate(net, params, {}, x), expected)
+    assert_close(_evaluate(net, params, {}, x), expected)
 
 
 @pytest.mark.parametrize("make", [batch_norm, layer_norm, instance_norm, lambda: group_norm(4)])
@@ -281,7 +281,7 @@ FUNCTIONS = {
 def test_layer_without_parameters_equals_the_function_of_pytorch(name: str):
     ours, theirs = FUNCTIONS[name]
     x = _normal(*IMAGE)
-    _close(_evaluate(as_layer(ours), {}, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(as_layer(ours), {}, {}, x), channels_last(theirs(channels_first(x))))
 
 
 # -- Small composites ------------------------------------------------------------------------------
@@ -293,10 +293,10 @@ def test_prelu_equals_the_module_of_pytorch(shared: bool):
     net = prelu(shared=shared)
     params, _ = net.init(jax.random.key(0), x)
     theirs = torch.nn.PReLU(1 if shared else 8)
-    _close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
     params, _ = _random_init(net, x)
     _copy(theirs, weight=params["slope"].reshape(-1))
-    _close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
+    assert_close(_evaluate(net, params, {}, x), channels_last(theirs(channels_first(x))))
 
 
 def test_squeeze_excite_weighs_the_channels():
@@ -312,7 +312,7 @@ def test_squeeze_excite_weighs_the_channels():
     images = torch.from_numpy(x)
     hidden = torch.relu(images.mean(dim=(1, 2)) @ squeeze["kernel"] + squeeze["bias"])
     weights = torch.sigmoid(hidden @ expand["kernel"] + expand["bias"])
-    _close(_evaluate(net, params, {}, x), images * weights[:, None, None, :])
+    assert_close(_evaluate(net, params, {}, x), images * weights[:, None, None, :])
 
 
 def test_squeeze_excite_keeps_one_hidden_number_at_least():
@@ -371,7 +371,7 @@ def test_traced_rate_makes_the_same_noise(name: str):
 
     for rate in (0.25, 0.5):
         expected = _evaluate(NOISES[name](rate), {}, {}, x, _training(0))
-        _close(noisy(jnp.float32(rate)), expected)
+        assert_close(noisy(jnp.float32(rate)), expected)
 
 
 def test_noise_of_an_example_depends_on_its_number_alone():
@@ -509,7 +509,7 @@ def _copy(module: torch.nn.Module, **values: Any) -> None:
                 parameter.copy_(torch.as_tensor(value))
 
 
-def _close(ours: Any, theirs: Any) -> None:
+def assert_close(ours: Any, theirs: Any) -> None:
     if isinstance(theirs, torch.Tensor):
         theirs = theirs.detach().numpy()
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=2e-5)

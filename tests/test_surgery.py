@@ -40,7 +40,7 @@ X = jax.random.normal(KEY, (2, 3))
 IMAGES = jax.random.normal(KEY, (2, 4, 4, 3))
 
 
-def close(a, b):
+def assert_close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
 
 
@@ -119,7 +119,7 @@ def test_parts_of_a_stack_a_remat_a_loop_and_of_shaped_are_replaced():
     changed, expected = replace(nest(relu), "*/relu1", gelu), nest(gelu)
     params, state = expected.init(KEY, X)
     assert tree.digest(changed.init(KEY, X)[0]) == tree.digest(params)
-    close(changed.apply(params, state, X), expected.apply(params, state, X))
+    assert_close(changed.apply(params, state, X), expected.apply(params, state, X))
 
 
 def test_a_pattern_that_fits_no_part_is_an_error_that_names_the_nearest():
@@ -148,8 +148,8 @@ def test_captured_values_are_those_computed_by_hand():
     (y, seen), _ = capture(net, ["relu1", "head", "head/dense1"]).apply(params, state, X)
     hidden = np.maximum(np.asarray(X) @ np.asarray(params["dense1"]["kernel"]), 0)
     logits = hidden @ np.asarray(params["head"]["dense1"]["kernel"])
-    close(seen, {"relu1": hidden, "head": np.tanh(logits), "head/dense1": logits})
-    close(y, np.tanh(logits))
+    assert_close(seen, {"relu1": hidden, "head": np.tanh(logits), "head/dense1": logits})
+    assert_close(y, np.tanh(logits))
 
 
 def test_capture_has_the_parameters_and_state_of_the_network_bit_for_bit():
@@ -160,13 +160,13 @@ def test_capture_has_the_parameters_and_state_of_the_network_bit_for_bit():
     y, plain = net.apply(params, state, X, Context(train=True))
     (same, _), after = captured.apply(params, state, X, Context(train=True))
     assert jax.tree.structure(after) == jax.tree.structure(plain)
-    close((same, after), (y, plain))
+    assert_close((same, after), (y, plain))
 
 
 def test_what_a_loop_calls_is_a_tuple_of_activations_in_order():
     (_, seen), _ = capture(loop(3, lambda x: 2 * x), "body").apply({}, {}, X)
     assert isinstance(seen["body"], tuple)
-    close(seen["body"], (2 * X, 4 * X, 8 * X))
+    assert_close(seen["body"], (2 * X, 4 * X, 8 * X))
 
 
 def test_what_a_stack_calls_has_a_leading_axis():
@@ -176,15 +176,15 @@ def test_what_a_stack_calls_has_a_leading_axis():
     net = capture(loop(2, stack(3, serial(double))), ["*/double1", "body"])
     (_, seen), _ = net.apply({}, {}, X)
     first, second = seen["body/body/double1"]
-    close(first, np.stack([2 * X, 4 * X, 8 * X]))
-    close(second, np.stack([16 * X, 32 * X, 64 * X]))
-    close(seen["body"], (8 * X, 64 * X))
+    assert_close(first, np.stack([2 * X, 4 * X, 8 * X]))
+    assert_close(second, np.stack([16 * X, 32 * X, 64 * X]))
+    assert_close(seen["body"], (8 * X, 64 * X))
 
 
 def test_what_remat_and_shaped_call_is_captured():
     net = serial(remat(serial(lambda x: 2 * x)), shaped(lambda x: serial(tanh)), remat(relu))
     (_, seen), _ = capture(net, "*").apply({}, {}, X)
-    close(
+    assert_close(
         seen,
         {
             "serial1": 2 * X,
@@ -204,11 +204,11 @@ def test_capture_runs_under_jit_vmap_and_grad():
     def activation(x):
         return net.apply(params, state, x)[0][1]["tanh1"]
 
-    close(jax.jit(activation)(X), expected["tanh1"])
-    close(jax.vmap(activation)(X[:, None])[:, 0], expected["tanh1"])
+    assert_close(jax.jit(activation)(X), expected["tanh1"])
+    assert_close(jax.vmap(activation)(X[:, None])[:, 0], expected["tanh1"])
     # The derivative of the sum of tanh(x @ kernel).
     kernel = np.asarray(params["dense1"]["kernel"])
-    close(
+    assert_close(
         jax.grad(lambda x: activation(x).sum())(X),
         (1 - np.tanh(np.asarray(X) @ kernel) ** 2) @ kernel.T,
     )
@@ -217,7 +217,7 @@ def test_capture_runs_under_jit_vmap_and_grad():
 def test_the_output_of_several_arrays_is_captured_as_it_is():
     net = serial(branch(relu, tanh, join=tuple), lambda pair: pair[0] + pair[1])
     (_, seen), _ = capture(net, "branch1").apply({}, {}, X)
-    close(seen["branch1"], (np.maximum(X, 0), np.tanh(X)))
+    assert_close(seen["branch1"], (np.maximum(X, 0), np.tanh(X)))
 
 
 def test_capture_is_a_part_like_any_other():
@@ -235,7 +235,7 @@ def test_capture_is_a_part_like_any_other():
     hidden = capture(plain, "backbone/relu1").apply({"backbone": params["backbone"]}, {}, IMAGES)
     (logits, seen), _ = hidden
     means = np.asarray(seen["backbone/relu1"]).mean((1, 2))
-    close(
+    assert_close(
         net.apply(params, state, IMAGES)[0], logits + means @ np.asarray(params["side"]["kernel"])
     )
 
@@ -264,7 +264,7 @@ def test_a_layer_that_is_shaped_itself_can_be_operated_on():
     net = shaped(lambda x: serial(dense(x.shape[-1], bias=False), relu))
     swapped = replace(net, "relu1", identity)
     kernel = np.asarray(swapped.init(KEY, X)[0]["dense1"]["kernel"])
-    close(run(swapped, X)[0], np.asarray(X) @ kernel)
+    assert_close(run(swapped, X)[0], np.asarray(X) @ kernel)
 
 
 @pytest.mark.parametrize("path", ["conv1", "block", "shaped1"])

@@ -33,7 +33,7 @@ def member(ensemble, number):
     return jax.tree.map(lambda leaf: leaf[number], ensemble)
 
 
-def close(a, b):
+def assert_close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
 
 
@@ -42,8 +42,8 @@ def test_each_member_is_drawn_and_trained_as_if_it_were_alone():
     trained = jax.jit(jax.vmap(step))(params, state)
     alone = jax.jit(step)
     for number, key in enumerate(KEYS):
-        close(member((params, state), number), init(key))
-        close(member(trained, number), alone(*init(key)))
+        assert_close(member((params, state), number), init(key))
+        assert_close(member(trained, number), alone(*init(key)))
 
 
 def test_members_differ_and_their_mean_prediction_is_one_call():
