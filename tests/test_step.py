@@ -193,7 +193,8 @@ def test_a_state_placed_for_training_leaves_the_callers_arrays_alone():
     kept = jax.tree.map(np.array, (state.params, state.state, state.opt))
     step = make_step(NET, SGD, cross_entropy, prepare=PREPARE)
     mapper.compile(step, donate=True)(mapper.replicate(state), batch(0), HYPER)
-    jax.tree.map(np.testing.assert_array_equal, (state.params, state.state, state.opt), kept)
+    found = (state.params, state.state, state.opt)
+    assert tree.digest(found) == tree.digest(kept)
 
 
 def test_shapes_are_those_of_the_state_itself():

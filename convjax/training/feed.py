@@ -24,7 +24,7 @@ def settle(data: Images, mapper: Mapper) -> Images:
     """The images where `fetch` is to find them: on the devices, or on the host if that is the CPU.
 
     On the CPU, NumPy gathers a batch of 128 out of 60,000 images in the time of a compiled program
-    (0.3 ms), without a second copy of them all.
+    (0.3 ms of 28x28 on 2 cores of an AMD EPYC), without a second copy of them all.
     """
     if mapper.devices[0].platform == "cpu":
         return data

@@ -84,7 +84,7 @@ def compiler_options(platform: str) -> dict[str, str]:
     """What to pass to `jax.jit(compiler_options=...)` for the fastest ConvNets on a platform.
 
     On the CPU, XLA's YNN kernels make weight gradients 3 to 10 times slower than its older ones
-    (JAX 0.10.2); a JAX that does not know the option is left as it is.
+    (JAX 0.10.2, 2 cores with AVX-512); a JAX that does not know the option is left as it is.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""} if platform == "cpu" else {}
     try:
