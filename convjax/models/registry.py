@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from convjax.layer import Layer
-from convjax.models import all_cnn, lenet, resnet, small, vgg
+from convjax.models import all_cnn, convnext, lenet, mobilenet, resnet, small, vgg, wide_resnet
 from convjax.names import imported, nearest
 
 _FAMILIES = {
@@ -16,6 +16,9 @@ _FAMILIES = {
     all_cnn: ["all_cnn_c"],
     vgg: [f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")],
     resnet: [f"resnet{depth}" for depth in (18, 34, 50, 101, 152, 20, 32, 44, 56, 110)],
+    wide_resnet: ["wrn_16_4", "wrn_28_10", "wrn_40_4"],
+    mobilenet: ["mobilenet_v2"],
+    convnext: ["convnext_tiny", "convnext_small", "convnext_base"],
 }
 _MODELS: dict[str, Callable[..., Layer]] = {
     name: getattr(family, name) for family, names in _FAMILIES.items() for name in names
