@@ -31,6 +31,7 @@ from convjax.ops.activation import (
     tanh,
     threshold,
 )
+from convjax.ops.choice import algorithm
 from convjax.ops.conv import conv, conv_transpose, depthwise_conv
 from convjax.ops.dense import dense
 from convjax.ops.dropout import drop_path, dropout, spatial_dropout
@@ -59,6 +60,7 @@ from convjax.ops.shape import flatten, pixel_shuffle, pixel_unshuffle, resize, u
 __all__ = [
     "adaptive_avg_pool",
     "adaptive_max_pool",
+    "algorithm",
     "avg_pool",
     "batch_norm",
     "blur_pool",

@@ -8,11 +8,14 @@ As in every deep learning library the kernel is not flipped: this is cross-corre
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from convjax.ops.arguments import Sizes, along, describe, each_dimension, floating, spatial
-from convjax.ops.padding import Padding, Pairs, explicit, extents, padded, same
+from convjax.ops.arguments import Sizes, describe, each_dimension, floating, spatial
+from convjax.ops.correlation import correlate, paint
+from convjax.ops.geometry import Geometry
+from convjax.ops.padding import Padding, explicit, extents, padded, same
+from convjax.ops.sums import spread_along
 
 
 def conv(
@@ -46,8 +49,8 @@ def conv(
     stride = each_dimension("conv", "stride", stride, rank)
     dilation = each_dimension("conv", "dilation", dilation, rank)
     x, pads = padded("conv", x, window, stride, padding, dilation)
-    y = _correlate(x, kernel, pads, groups, stride=stride, dilation=dilation)
-    return _add_bias("conv", y, bias)
+    geometry = Geometry(x.shape[1:-1], window, stride, dilation, pads, groups)
+    return _add_bias("conv", correlate(x, kernel.astype(x.dtype), geometry), bias)
 
 
 def depthwise_conv(
@@ -130,21 +133,23 @@ def conv_transpose(
         )
     else:
         less = explicit("conv_transpose", 0 if isinstance(padding, str) else padding, rank)
-    sizes = zip(x.shape[1:-1], stride, spans, less, more, strict=True)
-    if any((n - 1) * step + span - sum(cut) + extra < 1 for n, step, span, cut, extra in sizes):
+    sizes = tuple(
+        (n - 1) * step + span - sum(cut) + extra
+        for n, step, span, cut, extra in zip(x.shape[1:-1], stride, spans, less, more, strict=True)
+    )
+    if min(sizes) < 1:
         raise ValueError(
             f"conv_transpose: padding={padding!r} takes away more than {describe(x)} makes with a "
             f"window of {window} and stride {stride}: take less"
         )
-    # The gradient of a strided correlation: a correlation with the flipped kernel over the
-    # input with `stride - 1` zeros between its pixels.
-    flipped = jnp.flip(kernel, axis=tuple(range(rank)))
-    pads = tuple(
-        (span - 1 - low, span - 1 - high + extra)
-        for span, (low, high), extra in zip(spans, less, more, strict=True)
-    )
-    y = _correlate(x, flipped, pads, groups, dilation=dilation, spread=stride)
-    return _add_bias("conv_transpose", y, bias)
+    # Pixels that are added at the end are not seen by the conv whose transpose this is.
+    pads = tuple((low, high - extra) for (low, high), extra in zip(less, more, strict=True))
+    geometry = Geometry(sizes, window, stride, dilation, pads, groups)
+    # A conv takes this output to this input, and its kernel has the channels the other way round.
+    split = kernel.astype(x.dtype).reshape(*kernel.shape[:-1], groups, kernel.shape[-1] // groups)
+    kernel = jnp.moveaxis(split, (-3, -2, -1), (-1, -2, -3))
+    kernel = kernel.reshape(*window, kernel.shape[-3], x.shape[-1])
+    return _add_bias("conv_transpose", paint(x, kernel, geometry), bias)
 
 
 def _window(op: str, x: Array, kernel: Array, groups: int) -> tuple[int, ...]:
@@ -175,34 +180,5 @@ def _window(op: str, x: Array, kernel: Array, groups: int) -> tuple[int, ...]:
     return kernel.shape[:-2]
 
 
-def _correlate(
-    x: Array,
-    kernel: Array,
-    pads: Pairs,
-    groups: int,
-    *,
-    dilation: tuple[int, ...],
-    stride: tuple[int, ...] | None = None,
-    spread: tuple[int, ...] | None = None,
-) -> Array:
-    """The one call of XLA: stride steps over the output, spread sets zeros between the inputs."""
-    last = x.ndim - 1
-    dimensions = tuple(range(1, last))
-    return lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=stride or (1,) * len(pads),
-        padding=pads,
-        lhs_dilation=spread,
-        rhs_dilation=dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            lhs_spec=(0, last, *dimensions),
-            rhs_spec=(last, last - 1, *range(last - 1)),
-            out_spec=(0, last, *dimensions),
-        ),
-        feature_group_count=groups,
-    )
-
-
 def _add_bias(op: str, y: Array, bias: ArrayLike | None) -> Array:
-    return y if bias is None else y + along(op, "bias", bias, y).astype(y.dtype)
+    return y if bias is None else y + spread_along(op, "bias", bias, y)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from convjax.ops.arguments import along, describe, floating
+from convjax.ops.arguments import describe, floating
+from convjax.ops.sums import spread_along
 
 
 def dense(x: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = None) -> Array:
@@ -26,5 +29,8 @@ def dense(x: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = None) -> Arr
             f"dense: kernel {describe(kernel)} must be [channels, features] with the channels of "
             f"x {describe(x)}: for images, flatten or pool x first"
         )
-    y = lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
-    return y if bias is None else y + along("dense", "bias", bias, y).astype(y.dtype)
+    # In rows, for then the gradient of the kernel is a product of two matrices as they lie in
+    # memory: XLA would copy others into another order first.
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = lax.dot(rows, kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
+    return y if bias is None else y + spread_along("dense", "bias", bias, y)

@@ -9,6 +9,7 @@ dtype of `x`. `scale` and `bias` may each be None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from convjax.ops.arguments import along, describe, floating, spatial, wide_dtype
+from convjax.ops.sums import channel_sum, spread, spread_along
 
 
 def moments(
@@ -28,13 +30,14 @@ def moments(
 ) -> tuple[Array, Array]:
     """The mean and the biased variance of `x` over `axes`, in float32.
 
-    With s the mean as first summed up, and d = x - s:
+    With s a mean of some of the numbers, and d = x - s:
 
-        mean = s + mean(d)      var = mean(d^2) - mean(d)^2
+        mean = s + mean(d)      var = mean((x - mean)^2) - rounding^2
 
-    which are exact for any s, and lose no digits for one close to the mean, however large it is
-    (the corrected two-pass algorithm: Chan, Golub and LeVeque, Algorithms for Computing the
-    Sample Variance, 1983). For the unbiased variance multiply by n / (n - 1).
+    so that no digits are lost to a large mean, as they are by the mean of squares less the square
+    of the mean; the last term takes back what rounding the mean to a float32 has added (the
+    corrected two-pass algorithm: Chan, Golub and LeVeque, Algorithms for Computing the Sample
+    Variance, 1983). For the unbiased variance multiply by n / (n - 1).
 
     axes: the axes to reduce; they are dropped unless `keepdims`.
     axis_name: a mapped axis (of pmap, shard_map or vmap) over which the mean is taken too, where
@@ -47,15 +50,22 @@ def moments(
     x = floating("moments", x)
     x = x.astype(wide_dtype(x))
 
+    reduced = sorted(axis % x.ndim for axis in _axes(axes))
+    all_places = reduced == list(range(x.ndim - 1))
+
     def average(values: Array) -> Array:
-        mean = values.mean(_axes(axes), keepdims=True)
+        shape = [1 if axis in reduced else size for axis, size in enumerate(values.shape)]
+        summed = channel_sum(values) if all_places else values.sum(reduced)
+        mean = summed.reshape(shape) / (values.size // math.prod(shape))
         return mean if axis_name is None else lax.pmean(mean, axis_name)
 
-    shift = lax.stop_gradient(average(x))
-    deviation = x - shift
-    excess = average(deviation)
-    mean = shift + excess
-    var = jnp.maximum(average(jnp.square(deviation)) - jnp.square(excess), 0)
+    about = lax.stop_gradient(average(x[:1] if all_places else x))
+    away = average(x - about)
+    mean = about + away
+    # A fixed number in the place of the mean: so neither gradient needs a sum over the other's.
+    center = lax.stop_gradient(mean)
+    var = average(jnp.square(x - center)) - jnp.square(away - (center - about))
+    var = jnp.maximum(var, 0)
     return (mean, var) if keepdims else (mean.squeeze(_axes(axes)), var.squeeze(_axes(axes)))
 
 
@@ -80,9 +90,21 @@ def batch_norm(
     1.0
     """
     x = floating("batch_norm", x)
-    mean = along("batch_norm", "mean", mean, x)
-    var = along("batch_norm", "var", var, x)
-    return _normalise("batch_norm", x, mean, var, scale, bias, epsilon)
+    y = x.astype(wide_dtype(x))
+    mean, var = (
+        along("batch_norm", name, values, x).reshape(x.shape[-1:]).astype(y.dtype)
+        for name, values in (("mean", mean), ("var", var))
+    )
+    slope = lax.rsqrt(var + epsilon)
+    if scale is not None:
+        slope *= along("batch_norm", "scale", scale, x).reshape(slope.shape).astype(y.dtype)
+    # (y - shift) * slope + offset, which needs but two sums for all of its gradients.
+    shift = lax.stop_gradient(mean)
+    offset = (shift - mean) * slope
+    if bias is not None:
+        offset += along("batch_norm", "bias", bias, x).reshape(slope.shape).astype(y.dtype)
+    y = (y - spread(shift, y.shape)) * spread(slope, y.shape) + spread(offset, y.shape)
+    return y.astype(x.dtype)
 
 
 def layer_norm(
@@ -238,10 +260,14 @@ def _normalise(
 def _affine(
     op: str, y: Array, scale: ArrayLike | None, bias: ArrayLike | None, axes: Sequence[int]
 ) -> Array:
-    if scale is not None:
-        y = y * along(op, "scale", scale, y, axes).astype(y.dtype)
-    if bias is not None:
-        y = y + along(op, "bias", bias, y, axes).astype(y.dtype)
+    for name, values in (("scale", scale), ("bias", bias)):
+        if values is None:
+            continue
+        if tuple(axes) == (-1,):
+            broadcast = spread_along(op, name, values, y)
+        else:
+            broadcast = along(op, name, values, y, axes).astype(y.dtype)
+        y = y * broadcast if name == "scale" else y + broadcast
     return y
 
 

@@ -20,7 +20,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from convjax.ops.arguments import Sizes, describe, each_dimension, floating, spatial, wide_dtype
+from convjax.ops.geometry import Geometry
+from convjax.ops.maximum import lowest, window_max
 from convjax.ops.padding import Padding, Pairs, extents, padded
+from convjax.ops.sums import channel_sum
 
 
 def max_pool(
@@ -52,12 +55,12 @@ def max_pool(
     """
     x = jnp.asarray(x)
     x, windows = _windows("max_pool", x, window, stride, padding, dilation, ceil)
-    lowest = _lowest(x.dtype)
     if any(step > 1 for step in windows.dilation):
         # XLA has no gradient for a maximum over dilated windows.
-        x = lax.pad(x, lowest, ((0, 0, 0), *((*pair, 0) for pair in windows.pads), (0, 0, 0)))
+        config = ((0, 0, 0), *((*pair, 0) for pair in windows.pads), (0, 0, 0))
+        x = lax.pad(x, lowest(x.dtype), config)
         return _max_over(x, windows.pixels)
-    return _reduce(x, lowest, lax.max, windows)
+    return window_max(x, Geometry(x.shape[1:-1], *windows[:4]))
 
 
 def avg_pool(
@@ -127,8 +130,8 @@ def global_avg_pool(x: ArrayLike) -> Array:
     (2, 3)
     """
     x = floating("global_avg_pool", x)
-    axes = tuple(range(1, 1 + len(spatial("global_avg_pool", x))))
-    return x.mean(axes, dtype=wide_dtype(x)).astype(x.dtype)
+    pixels = math.prod(spatial("global_avg_pool", x))
+    return (channel_sum(x.astype(wide_dtype(x)), keep=1) / pixels).astype(x.dtype)
 
 
 def global_max_pool(x: ArrayLike) -> Array:
@@ -290,13 +293,6 @@ def _max_over(x: Array, pixels: Sequence[np.ndarray]) -> Array:
         first = jnp.expand_dims(jnp.argmax(seen, axis + 1), axis + 1)
         x = jnp.take_along_axis(seen, first, axis + 1, mode="clip").squeeze(axis + 1)
     return x
-
-
-def _lowest(dtype: np.dtype) -> np.ndarray:
-    """The number of `dtype` that no other is smaller than: the identity of a maximum."""
-    if jnp.issubdtype(dtype, jnp.floating):
-        return np.asarray(-np.inf, dtype)
-    return np.asarray(jnp.iinfo(dtype).min, dtype)
 
 
 def _bins(length: int, bins: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from convjax.compiler import compiler_options
 from convjax.config import ConfigError
 from convjax.names import nearest
 
@@ -77,23 +78,6 @@ def make(name: str, devices: Sequence[Any] | None = None) -> Mapper:
         return jax.device_put(batch, split)
 
     return Mapper(axis, devices, compile, replicate, shard)
-
-
-@functools.cache
-def compiler_options(platform: str) -> dict[str, str]:
-    """What to pass to `jax.jit(compiler_options=...)` for the fastest ConvNets on a platform.
-
-    On the CPU, XLA's YNN kernels make weight gradients 3 to 10 times slower than its older ones
-    (JAX 0.10.2, 2 cores with AVX-512); a JAX that does not know the option is left as it is.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if platform == "cpu" else {}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return {}
-    return options
 
 
 def _whole(fn: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:

@@ -1,0 +1,223 @@
+"""The convolution as a primitive: a function of an image and a kernel that is linear in each.
+
+Its two transposes are primitives too, the input gradient and the weight gradient; and the three
+are each other's transposes, so derivatives of any order are among them. Each is computed by the
+algorithm that `convjax.ops.choice` names for its shape. Under `vmap` an image of its own for each
+member becomes a larger batch, and a kernel of its own more features, or else a batched dot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.interpreters import ad, batching
+
+from convjax.ops import algorithms, choice, depthwise, winograd
+from convjax.ops.geometry import Geometry
+from convjax.ops.primitive import make, unmarked
+
+# operation -> name of the algorithm -> the function
+FUNCTIONS: dict[str, dict[str, algorithms.Algorithm]] = {
+    "conv": {
+        "lax": algorithms.lax_forward,
+        "dot": algorithms.dot_forward,
+        "taps": algorithms.taps_forward,
+        "im2col": algorithms.im2col_forward,
+        "winograd": winograd.winograd_forward,
+        "depthwise": depthwise.depthwise_forward,
+    },
+    "conv_input": {
+        "lax": algorithms.lax_input,
+        "flipped": algorithms.flipped_input,
+        "phases": algorithms.phases_input,
+        "dot": algorithms.dot_input,
+        "taps": algorithms.taps_input,
+        "col2im": algorithms.col2im_input,
+        "winograd": winograd.winograd_input,
+        "depthwise": depthwise.depthwise_input,
+    },
+    "conv_weight": {
+        "lax": algorithms.lax_weight,
+        "canonical": algorithms.canonical_weight,
+        "dot": algorithms.dot_weight,
+        "taps": algorithms.taps_weight,
+        "im2col": algorithms.im2col_weight,
+        "winograd": winograd.winograd_weight,
+        "depthwise": depthwise.depthwise_weight,
+    },
+}
+# Those that call XLA's convolution, which is slow where every member has a kernel of its own.
+CONVOLUTIONS = ("lax", "canonical", "flipped", "phases")
+
+
+def correlate(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Slides the kernel over `x`.
+
+    x: `[batch, *size, channels]`; kernel: `[*window, channels / groups, features]`, of its dtype.
+    Returns `[batch, *out, features]`.
+    """
+    return _bind("conv", x, kernel, geometry)
+
+
+def paint(g: Array, kernel: Array, geometry: Geometry) -> Array:
+    """The transpose of `correlate` in its image: every number of `g` paints the kernel.
+
+    g: `[batch, *out, features]`; kernel as there. Returns `[batch, *size, channels]`.
+    """
+    return _bind("conv_input", g, kernel, geometry)
+
+
+def applies(operation: str, name: str, geometry: Geometry, channels: int) -> bool:
+    """Whether an algorithm can compute an operation of that geometry over that many channels."""
+    grouped, rank = geometry.groups > 1, len(geometry.size)
+    plain = all(gap == 1 for gap in geometry.dilation)
+    return {
+        "dot": geometry.window == (1,) * rank and not grouped,
+        "taps": not grouped,
+        "winograd": winograd.applies(geometry),
+        "depthwise": geometry.groups == channels,
+        "flipped": geometry.stride == (1,) * rank,
+        "phases": plain and not grouped,
+        "canonical": not grouped,
+    }.get(name, True)
+
+
+def _bind(operation: str, a: Array, b: Array, geometry: Geometry) -> Array:
+    forced = tuple(choice.forced(each) for each in PRIMITIVES)
+    if forced == ("lax",) * 3 or not unmarked(a, b):
+        return FUNCTIONS[operation]["lax"](a, b, geometry)
+    return PRIMITIVES[operation].bind(a, b, geometry=geometry, forced=forced, members=False)
+
+
+def _shape(operation: str) -> Callable[..., tuple[int, ...]]:
+    def shape(a: Any, b: Any, *, geometry: Geometry, members: bool, **_: Any) -> tuple[int, ...]:
+        lead = a.shape[:1] if members else ()
+        batch = a.shape[1 if members else 0]
+        if operation == "conv":
+            return (*lead, batch, *geometry.out, b.shape[-1])
+        if operation == "conv_input":
+            return (*lead, batch, *geometry.size, b.shape[-2] * geometry.groups)
+        return (*lead, *geometry.window, a.shape[-1] // geometry.groups, b.shape[-1])
+
+    return shape
+
+
+def _compute(operation: str, on_cpu: bool) -> Callable[..., Array]:
+    def compute(a: Array, b: Array, *, geometry: Geometry, forced: Any, members: bool) -> Array:
+        first = (a[0], b[0]) if members else (a, b)
+        name = _name(operation, *first, geometry, forced, members) if on_cpu else "lax"
+        function = partial(_with_geometry, FUNCTIONS[operation][name], geometry)
+        if members:
+            function = jax.vmap(function)
+        if name != "lax" and a.dtype.itemsize < 4:
+            # The CPU multiplies half precision in single precision anyway: sums are to be in it.
+            return function(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
+        return function(a, b)
+
+    return compute
+
+
+def _with_geometry(
+    algorithm: algorithms.Algorithm, geometry: Geometry, a: Array, b: Array
+) -> Array:
+    return algorithm(a, b, geometry)
+
+
+def _name(
+    operation: str, a: Array, b: Array, geometry: Geometry, forced: Any, members: bool
+) -> str:
+    """The name of the algorithm: the one that is asked for, if it applies, or that of the table."""
+    if not (a.size and b.size):
+        return "lax"
+    channels = b.shape[-2] * geometry.groups if operation != "conv_weight" else a.shape[-1]
+    asked = dict(zip(PRIMITIVES, forced, strict=True))[operation]
+    if asked and applies(operation, asked, geometry, channels):
+        return asked
+    one_each = geometry.groups == channels and geometry.groups > 1
+    case = choice.Case(
+        operation,
+        "depthwise" if one_each else "grouped" if geometry.groups > 1 else "dense",
+        max(geometry.window),
+        max(geometry.stride),
+        channels,
+        b.shape[-1],
+        min(geometry.out),
+    )
+    name = choice.choose(case)
+    if not applies(operation, name, geometry, channels):
+        name = "lax"
+    if members and name in CONVOLUTIONS:
+        return {"conv": "im2col", "conv_input": "col2im", "conv_weight": "im2col"}[operation]
+    return name
+
+
+PRIMITIVES = {
+    operation: make(
+        operation, _shape(operation), _compute(operation, False), _compute(operation, True)
+    )
+    for operation in FUNCTIONS
+}
+_forward, _input, _weight = PRIMITIVES.values()
+
+ad.defbilinear(
+    _forward,
+    lambda g, x, kernel, **params: _input.bind(g, kernel, **params),
+    lambda g, x, kernel, **params: _weight.bind(x, g, **params),
+)
+ad.defbilinear(
+    _input,
+    lambda x, g, kernel, **params: _forward.bind(x, kernel, **params),
+    lambda x, g, kernel, **params: _weight.bind(x, g, **params),
+)
+ad.defbilinear(
+    _weight,
+    lambda kernel, x, g, **params: _input.bind(g, kernel, **params),
+    lambda kernel, x, g, **params: _forward.bind(x, kernel, **params),
+)
+
+
+def _batcher(operation: str) -> Callable[..., tuple[Array, int]]:
+    """How `vmap` goes over an operation: see the head of this file."""
+    primitive = PRIMITIVES[operation]
+
+    def batch(args, dims, *, geometry, forced, members):
+        params = {"geometry": geometry, "forced": forced}
+        number = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+        mapped = [d is not None for d in dims]
+        args = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
+        if not members and operation != "conv_weight" and mapped == [True, False]:
+            image, kernel = args
+            y = primitive.bind(_merge(image, 0), kernel, **params, members=False)
+            return y.reshape(number, -1, *y.shape[1:]), 0
+        shared_images = geometry.groups == 1 and mapped == [False, True]
+        if not members and shared_images and operation != "conv_input":
+            # More features of the one convolution, or of the one gradient.
+            wide = _merge(jnp.moveaxis(args[1], 0, -2), -2)
+            y = primitive.bind(args[0], wide, **params, members=False)
+            return jnp.moveaxis(y.reshape(*y.shape[:-1], number, -1), -2, 0), 0
+        args = [
+            a if is_mapped else jnp.broadcast_to(a, (number, *a.shape))
+            for a, is_mapped in zip(args, mapped, strict=True)
+        ]
+        if not members:
+            return primitive.bind(*args, **params, members=True), 0
+        y = primitive.bind(*(_merge(a, 0) for a in args), **params, members=True)
+        return y.reshape(number, -1, *y.shape[1:]), 0
+
+    return batch
+
+
+def _merge(x: Array, axis: int) -> Array:
+    """Makes one axis of this one and the next."""
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], math.prod(x.shape[axis : axis + 2]), *x.shape[axis + 2 :])
+
+
+for _operation, _primitive in PRIMITIVES.items():
+    batching.primitive_batchers[_primitive] = _batcher(_operation)
