@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: train test lint format clean
+.PHONY: train test lint format clean bench bench-quick bench-ops bench-accuracy bench-gpu
 
 train: $(VENV)/.installed
 	$(RUN) -m experiments.train
@@ -16,6 +16,24 @@ lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
+
+# Each writes its results as JSON into benchmarks/results and says where;
+# `python -m benchmarks.page FILES` makes docs/performance.md of them.
+bench: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.networks
+
+bench-quick: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.networks --networks=lenet,wrn_16_4,mobilenet_v2 --batch=8 --only=train \
+		--competitors=linen,torch_channels_last --rounds=3 --seconds=8
+
+bench-ops: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.ops
+
+bench-accuracy: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.accuracy
+
+bench-gpu: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.gpu
 
 format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format .
@@ -35,7 +53,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# The type checker reads the tests too, and so needs what they import.
-$(VENV)/.installed-lint: $(VENV)/.installed-test
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+# The type checker reads tests and benchmarks too, and so needs what they import.
+$(VENV)/.installed-lint: $(VENV)/.installed-test $(VENV)/.installed-bench
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	touch $@

@@ -1,0 +1,7 @@
+"""How fast convjax is beside other libraries, each with its results checked first: `make bench`.
+
+networks: whole networks, training and inference.
+accuracy: seconds of training to a test accuracy.
+gpu: whole networks on a GPU.
+page: docs/performance.md, from what these have written.
+"""
