@@ -25,30 +25,31 @@ from convjax.names import nearest
 
 # The first row that fits is taken. Windows and strides are those of the largest dimension,
 # `inputs` and `features` the channels of an image and of its output, `size` the smallest spatial
-# extent of the output.
+# extent of the output, and `places` all of its pixels in a batch.
 # Measured on 2 cores with AVX-512: docs/performance.md has the figures.
 TABLE = """
-operation    kind       window  stride  inputs  features  size  algorithm
-conv         depthwise  any     any     any     any       any   depthwise
-conv_input   depthwise  any     any     any     any       any   depthwise
-conv_weight  depthwise  any     any     any     any       any   depthwise
-conv         dense      1       any     any     any       any   dot
-conv_input   dense      1       any     any     any       any   dot
-conv_weight  dense      1       any     any     any       any   dot
-conv         dense      3       1       64+     64+       4+    winograd
-conv_input   dense      3       1       64+     64+       4+    winograd
-conv_weight  dense      3       1       32+     32+       4+    winograd
-conv         dense      1-5     any     1-2     any       any   taps
-conv         dense      2-4     any     3-4     any       any   im2col
-conv_input   dense      1-5     any     1-4     any       any   col2im
-conv_weight  dense      2-3     2+      5+      any       any   taps
-conv_weight  dense      any     any     any     any       any   canonical
-conv_input   any        any     1       any     any       any   flipped
-conv_input   dense      any     any     any     any       any   phases
-conv         grouped    any     any     any     any       any   im2col
-conv_input   grouped    any     any     any     any       any   col2im
-conv_weight  grouped    any     any     any     any       any   im2col
+operation    kind       window  stride  inputs  features  size  places  algorithm
+conv         depthwise  any     any     any     any       any   any     depthwise
+conv_input   depthwise  any     any     any     any       any   any     depthwise
+conv_weight  depthwise  any     any     any     any       any   any     depthwise
+conv         dense      1       any     any     any       any   any     dot
+conv_input   dense      1       any     any     any       any   any     dot
+conv_weight  dense      1       any     any     any       any   any     dot
+conv         dense      3       1       64+     64+       4+    1024+   winograd
+conv_input   dense      3       1       64+     64+       4+    1024+   winograd
+conv_weight  dense      3       1       32+     32+       4+    1024+   winograd
+conv         dense      1-5     any     1-2     any       any   any     taps
+conv         dense      2-4     any     3-4     any       any   any     im2col
+conv_input   dense      1-5     any     1-4     any       any   any     col2im
+conv_weight  dense      2-3     2+      5+      any       any   any     taps
+conv_weight  dense      any     any     any     any       any   any     canonical
+conv_input   any        any     1       any     any       any   any     flipped
+conv_input   dense      any     any     any     any       any   any     phases
+conv         grouped    any     any     any     any       any   any     im2col
+conv_input   grouped    any     any     any     any       any   any     col2im
+conv_weight  grouped    any     any     any     any       any   any     im2col
 """
+
 
 ALGORITHMS = {
     "conv": ("lax", "dot", "taps", "im2col", "winograd", "depthwise"),
@@ -72,6 +73,7 @@ class Case(NamedTuple):
     inputs: int
     features: int
     size: int
+    places: int
 
 
 class Row(NamedTuple):
@@ -84,6 +86,7 @@ class Row(NamedTuple):
     inputs: tuple[int, int]
     features: tuple[int, int]
     size: tuple[int, int]
+    places: tuple[int, int]
     algorithm: str
 
     def fits(self, case: Case) -> bool:
@@ -91,7 +94,7 @@ class Row(NamedTuple):
         return (
             self.operation == case.operation
             and self.kind in ("any", case.kind)
-            and all(low <= n <= high for (low, high), n in zip(self[2:7], case[2:], strict=True))
+            and all(low <= n <= high for (low, high), n in zip(self[2:8], case[2:], strict=True))
         )
 
 
@@ -168,8 +171,9 @@ def read_table(text: str, name: str) -> list[Row]:
                 f"{name}, line {number} has the kind {kind!r}: "
                 "it is any, dense, depthwise or grouped"
             )
-        window, stride, inputs, features, size = (_range(cell, name, number) for cell in ranges)
-        rows.append(Row(operation, kind, window, stride, inputs, features, size, chosen))
+        window, stride, *rest = (_range(cell, name, number) for cell in ranges)
+        inputs, features, size, places = rest
+        rows.append(Row(operation, kind, window, stride, inputs, features, size, places, chosen))
     return rows
 
 

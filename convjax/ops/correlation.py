@@ -148,6 +148,7 @@ def _name(
         channels,
         b.shape[-1],
         min(geometry.out),
+        a.shape[0] * math.prod(geometry.out),
     )
     name = choice.choose(case)
     if not applies(operation, name, geometry, channels):
