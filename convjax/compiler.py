@@ -1,15 +1,35 @@
-"""What XLA is told, for each platform."""
+"""What XLA is told for each platform, when it compiles, and where its programs are kept.
+
+keep_programs()                              # on disk, for the next process
+with Compiler() as compiler:
+    program = compiler.start(jax.jit(f), spec)   # compiled in the background
+    y = program(x)                           # waits until it is
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
 # In JAX 0.10 and 0.12 on the CPU: YNN's kernels make the gradients of convolutions 3 to 10 times
 # slower than the older ones; and 512 bits is the width of AVX-512, of which XLA uses half.
 _OPTIONS = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": "512"},
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_cpu_prefer_vector_width": "512",
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    },
 }
 
 
@@ -36,3 +56,167 @@ def _is_known(platform: str, name: str, value: str) -> bool:
             raise
         return False
     return True
+
+
+SWITCH = "CONVJAX_CACHE"
+
+
+def keep_programs() -> Path | None:
+    """Has JAX keep what it compiles in a folder, for the next process; returns the folder, or None.
+
+    It is `convjax/xla` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), unless
+    `CONVJAX_CACHE` in the environment names another, or is `off`. A folder that JAX has been told
+    already, as by `JAX_COMPILATION_CACHE_DIR`, is left as it is. The programs that were used least
+    lately go when all take more than 1 GiB. Processes may share the folder: JAX locks it. Where it
+    cannot be written to, one line on standard error says so, and nothing is kept.
+    """
+    told = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if told is not None:
+        return Path(told)
+    if os.environ.get(SWITCH) == "off":
+        return None
+    try:
+        folder = _cache_folder()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # JAX runs what it finds there.
+        tempfile.TemporaryFile(dir=folder).close()
+        if importlib.util.find_spec("filelock") is None:
+            raise OSError("the package filelock is not installed")
+        _clear_halves(folder)
+    except (OSError, RuntimeError) as error:
+        print(
+            f"warning: compiled programs are not kept ({error}): "
+            f"set {SWITCH} to a folder, or to off",
+            file=sys.stderr,
+        )
+        return None
+    for name, value in (
+        ("jax_compilation_cache_max_size", _LARGEST),
+        ("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING),
+        ("jax_compilation_cache_dir", str(folder)),
+    ):
+        jax.config.update(name, value)
+    return folder
+
+
+class Compiled(NamedTuple):
+    """A compiled program.
+
+    call: of the arguments that it was compiled for.
+    seconds: what tracing and compiling took, or reading it from the disk.
+    from_cache: whether it was kept on the disk (see `keep_programs`).
+    """
+
+    call: Callable[..., Any]
+    seconds: float
+    from_cache: bool
+
+
+class Program:
+    """A function that is being compiled; a call waits until it is."""
+
+    def __init__(self, compiling: Future[Compiled]):
+        self.compiled = compiling.result  # Waits, and raises what went wrong.
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives for arguments of the specs that it was compiled for."""
+        return self.compiled().call(*arguments)
+
+
+class Compiler:
+    """Compiles ahead of time, in the background and one program after another; use it in a `with`.
+
+    On leaving, what has not begun is given up.
+    """
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1, "compiler")
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._worker.shutdown(cancel_futures=True)
+
+    def start(self, function: Any, *specs: Any) -> Program:
+        """Traces a function that `jax.jit` has made, and has it compiled.
+
+        specs: of the arguments, with the shardings that these will have, as `spec_on` gives them.
+
+        >>> with Compiler() as compiler:
+        ...     double = compiler.start(jax.jit(lambda x: 2 * x), jax.ShapeDtypeStruct((), "int32"))
+        ...     int(double(jax.numpy.int32(21)))
+        42
+        """
+        begun = time.perf_counter()
+        # Here, as JAX's settings, such as `jax.default_matmul_precision`, hold for one thread.
+        lowered = function.lower(*specs)
+        traced = time.perf_counter() - begun
+
+        def compile() -> Compiled:
+            begun, hits = time.perf_counter(), _hits()
+            call = lowered.compile()
+            return Compiled(call, traced + time.perf_counter() - begun, _hits() > hits)
+
+        return Program(self._worker.submit(compile))
+
+
+def spec_on(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes and dtypes of a pytree of arrays that are, or will be, spread over devices like this.
+
+    >>> device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    >>> spec_on(jax.numpy.zeros((2, 3)), device).shape
+    (2, 3)
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        weak = getattr(leaf, "weak_type", False)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)
+
+    return jax.tree.map(one, tree)
+
+
+_LARGEST = 1 << 30
+_WORTH_KEEPING = 0.05  # seconds; reading a program takes a few thousandths
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get(SWITCH)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "convjax" / "xla"
+
+
+def _clear_halves(folder: Path) -> None:
+    """Removes programs that a killed process has not written to their end.
+
+    JAX writes a program, and then, still under the same lock, when it was last used.
+    """
+    import filelock
+
+    with filelock.FileLock(folder / ".lockfile", timeout=10):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
+                program.unlink()
+
+
+class _Hits(threading.local):
+    count = 0
+
+
+_of_this_thread = _Hits()
+
+
+@functools.cache
+def _listen() -> None:
+    def on_event(event: str, **about: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _of_this_thread.count += 1
+
+    jax.monitoring.register_event_listener(on_event)
+
+
+def _hits() -> int:
+    """How many programs this thread has read from the disk."""
+    _listen()
+    return _of_this_thread.count

@@ -23,17 +23,19 @@ from tqdm import tqdm
 
 from convjax import data, runlog, tree
 from convjax.assemble import Assembled, assemble, describe, load, network, spec_of
-from convjax.checkpoint import Checkpoints
+from convjax.compiler import Compiler, Program, spec_on
 from convjax.config import Experiment, UserError, differences, read_json, to_dict, validate
+from convjax.data import Dataset
 from convjax.runlog import RunLog
 from convjax.training import parallel
+from convjax.training.evaluate import batch_size_for
 from convjax.training.evaluate import evaluate as evaluate_on
 from convjax.training.feed import Images, fetch, settle
 from convjax.training.fit import Events, Plan, fit
 from convjax.training.loss import LOSSES
 from convjax.training.metrics import Metrics, means
-from convjax.training.state import TrainState, init_state, shape_of
-from convjax.training.step import make_eval_step, make_step, normalise
+from convjax.training.state import TrainState, init_state
+from convjax.training.step import Batch, Prepare, make_eval_step, make_step, normalise
 
 Workdir = str | os.PathLike[str]
 
@@ -92,6 +94,8 @@ def evaluate(workdir: Workdir, split: str = "test") -> str:
         raise UserError(f"{log.folder} holds no run: it has no {log.config_file.name}")
     if not log.checkpoints.is_dir():
         raise UserError(f"{log.folder} has no checkpoint yet: train it first")
+    from convjax.checkpoint import Checkpoints
+
     config = read_json(log.config_file)
     images = load(config, split)
     net = network(config, images)
@@ -132,29 +136,45 @@ def closing_line(split: str, result: Mapping[str, Any], seconds: float, workdir:
 
 def _train(experiment: Assembled, log: RunLog, start: float, out: TextIO) -> str:
     """Trains from the last checkpoint, or from the beginning, to the end."""
-    config, train, test, net, _, mapper, plan, factor, optimizer, hyper = experiment
+    config, train, test, net, spec, mapper, plan, factor, optimizer, hyper = experiment
     mean, std = data.channel_statistics(train.images)
-    prepare, loss = normalise(mean, std), LOSSES[config.loss.name]
-    step = make_step(net, optimizer, loss, prepare=prepare, axis=mapper.axis)
-    step = mapper.compile(step, donate=True)
-    eval_step = make_eval_step(net, loss, prepare=prepare, axis=mapper.axis)
-    eval_step = mapper.compile(eval_step)
     numbers = mapper.replicate(hyper)
     images, test_images = (settle(Images(*each[:2]), mapper) for each in (train, test))
     evaluated: dict[int, Metrics] = {}
+    relative_rate = jax.jit(factor)
 
     def take_step(number: int, state: TrainState) -> tuple[TrainState, Metrics]:
         epoch, place = divmod(number, plan.epoch)
         size = len(train.images)
         indices = data.batch_indices(config.seed, epoch, place, size, plan.batch_size)
-        return step(state, mapper.shard(fetch(images, indices)), numbers)
+        after = step(state, mapper.shard(fetch(images, indices)), numbers)
+        if number == first:
+            tell_compilation()
+        return after
+
+    def tell_compilation() -> None:
+        compiled = {"train_step": step, "evaluation_step": eval_step}
+        for name, program in compiled.items():
+            _, took, kept = program.compiled()
+            line = f"compiled the {name.replace('_', ' ')} in {took:.1f} s"
+            tqdm.write(f"{line}, from the cache" if kept else line, file=out)
+            out.flush()
+        log.note(
+            compiled={
+                name: {
+                    "seconds": program.compiled().seconds,
+                    "from_cache": program.compiled().from_cache,
+                }
+                for name, program in compiled.items()
+            }
+        )
 
     def judge(state: TrainState) -> Metrics:
         model = (state.params, state.state)
         return evaluate_on(eval_step, mapper, model, test_images, config.eval_batch_size)
 
     def on_log(number: int, metrics: Metrics, rate: float | None) -> None:
-        learning_rate = config.optimizer.learning_rate * float(factor(number - 1))
+        learning_rate = config.optimizer.learning_rate * float(relative_rate(number - 1))
         line = _line(number, plan, "train", metrics) | {"learning_rate": learning_rate}
         log.log(line | {"images_per_second": rate, "seconds": seconds()})
 
@@ -175,8 +195,17 @@ def _train(experiment: Assembled, log: RunLog, start: float, out: TextIO) -> str
     def seconds() -> float:
         return time.perf_counter() - start
 
-    with Checkpoints(log.checkpoints, keep=config.checkpoint.keep) as checkpoints:
-        state, extra = _begin(experiment, checkpoints)
+    # Before the compiler is busy, for which the small programs of this would have to wait.
+    state = init_state(net, optimizer, jax.random.key(config.seed), spec, hyper)
+    with contextlib.ExitStack() as rest:
+        compiler = rest.enter_context(Compiler())
+        step, eval_step = _start_compiling(compiler, experiment, state, normalise(mean, std))
+        from convjax.checkpoint import Checkpoints  # Loads Orbax, while the step is compiled.
+
+        checkpoints = rest.enter_context(Checkpoints(log.checkpoints, keep=config.checkpoint.keep))
+        extra: dict[str, Any] = {}
+        if checkpoints.latest_step() is not None:
+            state, extra = checkpoints.restore(state)
         start -= extra.get("seconds", 0.0)  # As though this session had begun that much earlier.
         first = int(state.step)
         if first:
@@ -196,8 +225,8 @@ def _train(experiment: Assembled, log: RunLog, start: float, out: TextIO) -> str
         since_log = Metrics(*extra.get("since_log", ()))
         events = Events(on_log, on_evaluate, on_save)
         state = fit(mapper.replicate(state), take_step, plan, events, since_log)
-    if plan.steps not in evaluated:  # It was stopped after its last save, before it was finished.
-        evaluated[plan.steps] = judge(state)
+        if plan.steps not in evaluated:  # It was stopped after its last save, before its end.
+            evaluated[plan.steps] = judge(state)
     log.note(
         status="finished",
         end=runlog.now(),
@@ -208,13 +237,29 @@ def _train(experiment: Assembled, log: RunLog, start: float, out: TextIO) -> str
     return _closing_of(log.record(), log.folder)
 
 
-def _begin(experiment: Assembled, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-    """The state at the newest checkpoint with what was saved beside it, or the first one."""
-    config, net, optimizer = experiment.config, experiment.net, experiment.optimizer
-    about = (net, optimizer, jax.random.key(config.seed), experiment.spec, experiment.hyper)
-    if checkpoints.latest_step() is None:
-        return init_state(*about), {}
-    return checkpoints.restore(shape_of(*about))
+def _start_compiling(
+    compiler: Compiler, experiment: Assembled, state: TrainState, prepare: Prepare
+) -> tuple[Program, Program]:
+    """The train step and the evaluation step, which are being compiled."""
+    config, train, _, net, _, mapper, plan, _, optimizer, hyper = experiment
+    loss, whole = LOSSES[config.loss.name], spec_on((state, hyper), mapper.whole)
+    step = make_step(net, optimizer, loss, prepare=prepare, axis=mapper.axis)
+    batch = spec_on(_batch(train, plan.batch_size), mapper.split)
+    program = compiler.start(mapper.compile(step, donate=True), whole[0], batch, whole[1])
+    eval_step = make_eval_step(net, loss, prepare=prepare, axis=mapper.axis)
+    size = batch_size_for(config.eval_batch_size, len(mapper.devices))
+    batch = spec_on(_batch(train, size, masked=True), mapper.split)
+    model = (whole[0].params, whole[0].state)
+    return program, compiler.start(mapper.compile(eval_step), model, batch)
+
+
+def _batch(images: Dataset, size: int, masked: bool = False) -> Batch:
+    """The shapes of a batch of these images."""
+    return Batch(
+        jax.ShapeDtypeStruct((size, *images.images.shape[1:]), images.images.dtype),
+        jax.ShapeDtypeStruct((size,), images.labels.dtype),
+        jax.ShapeDtypeStruct((size,), bool) if masked else None,
+    )
 
 
 def _line(number: int, plan: Plan, split: str, metrics: Metrics) -> dict[str, Any]:

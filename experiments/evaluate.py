@@ -23,8 +23,10 @@ def main(argv: list[str]) -> None:
     folder = run_folder(workdir.value)
 
     keep_freed_memory()
-    from convjax import run  # Imports JAX: not before all that can be checked without it is right.
+    # They import JAX: not before all that can be checked without it is right.
+    from convjax import compiler, run
 
+    compiler.keep_programs()
     print(run.evaluate(folder, split.value))
 
 

@@ -26,8 +26,10 @@ def main(argv: list[str]) -> None:
     config = parse_experiment(options, argv, __doc__)
 
     keep_freed_memory()
-    from convjax import run  # Imports JAX: not before all that can be checked without it is right.
+    # They import JAX: not before all that can be checked without it is right.
+    from convjax import compiler, run
 
+    compiler.keep_programs()
     print(run.train(config, workdir.value, dry_run=dry_run.value))
 
 

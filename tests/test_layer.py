@@ -438,7 +438,7 @@ def test_compiled_programs_carry_the_path_of_each_layer():
     params, state = net.init(KEY, IMAGES)
     lowered = jax.jit(net.apply).lower(params, state, jnp.ones(IMAGES.shape))
     text = lowered.as_text(debug_info=True)
-    assert "stage1/block1/conv1/conv_general_dilated" in text
+    assert "stage1/block1/conv1/" in text
     assert "head/" in text
 
 

@@ -151,6 +151,33 @@ def test_a_finished_run_tells_all_about_itself(finished):
     ]
 
 
+def test_a_run_tells_once_what_compiling_took_and_notes_it(tmp_path):
+    out = io.StringIO()
+    run.train(experiment(), tmp_path, out=out)
+    compiled = RunLog(tmp_path).record()["compiled"]
+    assert list(compiled) == ["train_step", "evaluation_step"]
+    told = out.getvalue().splitlines()[:2]
+    for line, (name, about) in zip(told, compiled.items(), strict=True):
+        where = ", from the cache" if about["from_cache"] else ""
+        expected = f"compiled the {name.replace('_', ' ')} in {about['seconds']:.1f} s{where}"
+        assert line == expected
+        assert 0 < about["seconds"] < 60
+    assert out.getvalue().count("compiled the") == 2
+
+
+def test_a_run_by_programs_from_the_cache_is_the_same_to_the_bit(finished, tmp_path):
+    digests = []
+    for name, kept in (("cold", False), ("warm", True)):
+        jax.clear_caches()
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+        compilation_cache.reset_cache()
+        run.train(experiment(), tmp_path / name, out=io.StringIO())
+        record = RunLog(tmp_path / name).record()
+        assert [each["from_cache"] for each in record["compiled"].values()] == [kept, kept]
+        digests.append(record["digest"])
+    assert digests == [finished[0].record()["digest"]] * 2
+
+
 def test_the_logged_learning_rate_is_that_of_warm_up_and_cosine(finished):
     rates = {
         each["step"]: each["learning_rate"]

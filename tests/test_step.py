@@ -236,8 +236,3 @@ def test_images_on_an_accelerator_are_gathered_there(name):
 def test_a_misspelt_mapper_is_told_the_nearest_name():
     with pytest.raises(ConfigError, match="'pmapp': did you mean 'pmap'"):
         parallel.make("pmapp")
-
-
-def test_compiler_options_that_jax_does_not_know_are_left_out():
-    assert parallel.compiler_options("tpu") == {}
-    assert set(parallel.compiler_options("cpu")) <= {"xla_cpu_experimental_ynn_fusion_type"}

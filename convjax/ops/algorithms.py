@@ -52,7 +52,9 @@ def lax_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def lax_input(g: Array, kernel: Array, geometry: Geometry) -> Array:
     """What JAX makes of the input gradient of XLA's convolution."""
-    x = jax.ShapeDtypeStruct((len(g), *geometry.size, kernel.shape[-2] * geometry.groups), g.dtype)
+    x = jax.ShapeDtypeStruct(
+        (g.shape[0], *geometry.size, kernel.shape[-2] * geometry.groups), g.dtype
+    )
     (x,) = jax.linear_transpose(lambda x: lax_forward(x, kernel, geometry), x)(g)
     return x
 

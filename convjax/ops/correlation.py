@@ -92,7 +92,14 @@ def _bind(operation: str, a: Array, b: Array, geometry: Geometry) -> Array:
     forced = tuple(choice.forced(each) for each in PRIMITIVES)
     if forced == ("lax",) * 3 or not unmarked(a, b):
         return FUNCTIONS[operation]["lax"](a, b, geometry)
-    return PRIMITIVES[operation].bind(a, b, geometry=geometry, forced=forced, members=False)
+    return PRIMITIVES[operation].bind(
+        a,
+        b,
+        geometry=geometry,
+        forced=forced,
+        precision=jax.config.jax_default_matmul_precision,
+        members=False,
+    )
 
 
 def _shape(operation: str) -> Callable[..., tuple[int, ...]]:
@@ -109,9 +116,17 @@ def _shape(operation: str) -> Callable[..., tuple[int, ...]]:
 
 
 def _compute(operation: str, on_cpu: bool) -> Callable[..., Array]:
-    def compute(a: Array, b: Array, *, geometry: Geometry, forced: Any, members: bool) -> Array:
-        first = (a[0], b[0]) if members else (a, b)
-        name = _name(operation, *first, geometry, forced, members) if on_cpu else "lax"
+    def compute(
+        a: Array, b: Array, *, geometry: Geometry, forced: Any, precision: Any, members: bool
+    ) -> Array:
+        with jax.default_matmul_precision(precision):
+            return chosen(a, b, geometry=geometry, forced=forced, members=members)
+
+    def chosen(a: Array, b: Array, *, geometry: Geometry, forced: Any, members: bool) -> Array:
+        name = "lax"
+        if on_cpu and a.size and b.size:
+            first = (a[0], b[0]) if members else (a, b)
+            name = _name(operation, *first, geometry, forced, members)
         function = partial(_with_geometry, FUNCTIONS[operation][name], geometry)
         if members:
             function = jax.vmap(function)
@@ -187,21 +202,21 @@ def _batcher(operation: str) -> Callable[..., tuple[Array, int]]:
     """How `vmap` goes over an operation: see the head of this file."""
     primitive = PRIMITIVES[operation]
 
-    def batch(args, dims, *, geometry, forced, members):
-        params = {"geometry": geometry, "forced": forced}
+    def batch(args, dims, *, members, **params):
+        geometry = params["geometry"]
         number = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
         mapped = [d is not None for d in dims]
         args = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
         if not members and operation != "conv_weight" and mapped == [True, False]:
             image, kernel = args
             y = primitive.bind(_merge(image, 0), kernel, **params, members=False)
-            return y.reshape(number, -1, *y.shape[1:]), 0
+            return y.reshape(number, image.shape[1], *y.shape[1:]), 0
         shared_images = geometry.groups == 1 and mapped == [False, True]
         if not members and shared_images and operation != "conv_input":
             # More features of the one convolution, or of the one gradient.
             wide = _merge(jnp.moveaxis(args[1], 0, -2), -2)
             y = primitive.bind(args[0], wide, **params, members=False)
-            return jnp.moveaxis(y.reshape(*y.shape[:-1], number, -1), -2, 0), 0
+            return jnp.moveaxis(y.reshape(*y.shape[:-1], number, args[1].shape[-1]), -2, 0), 0
         args = [
             a if is_mapped else jnp.broadcast_to(a, (number, *a.shape))
             for a, is_mapped in zip(args, mapped, strict=True)
@@ -209,7 +224,7 @@ def _batcher(operation: str) -> Callable[..., tuple[Array, int]]:
         if not members:
             return primitive.bind(*args, **params, members=True), 0
         y = primitive.bind(*(_merge(a, 0) for a in args), **params, members=True)
-        return y.reshape(number, -1, *y.shape[1:]), 0
+        return y.reshape(number, args[0].shape[1], *y.shape[1:]), 0
 
     return batch
 

@@ -146,7 +146,9 @@ def interleave(phases: dict[Tap, Array], stride: Sequence[int]) -> Array:
             rows.setdefault((*phase[:axis], 0, *phase[axis + 1 :]), []).append(image)
         phases = {
             phase: jnp.stack(images, axis + 2).reshape(
-                *images[0].shape[: axis + 1], -1, *images[0].shape[axis + 2 :]
+                *images[0].shape[: axis + 1],
+                images[0].shape[axis + 1] * len(images),
+                *images[0].shape[axis + 2 :],
             )
             for phase, images in rows.items()
         }

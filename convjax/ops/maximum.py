@@ -105,8 +105,14 @@ _place = make("max_place", lambda g, x, *, geometry: x.shape, _reduce_place, _ta
 ad.defjvp(_max, _pick.bind)
 ad.defjvp(_pick, lambda t, _, x, **params: _pick.bind(t, x, **params), None)
 ad.defjvp(_place, lambda t, _, x, **params: _place.bind(t, x, **params), None)
-ad.primitive_transposes[_pick] = lambda g, _, x, **params: (_place.bind(g, x, **params), None)
-ad.primitive_transposes[_place] = lambda t, _, x, **params: (_pick.bind(t, x, **params), None)
+ad.primitive_transposes[_pick] = lambda g, _, x, **params: (
+    _place.bind(ad.instantiate_zeros(g), x, **params),
+    None,
+)
+ad.primitive_transposes[_place] = lambda t, _, x, **params: (
+    _pick.bind(ad.instantiate_zeros(t), x, **params),
+    None,
+)
 
 
 def _batcher(primitive: Any) -> Any:
@@ -118,8 +124,10 @@ def _batcher(primitive: Any) -> Any:
             jnp.broadcast_to(a, (number, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
             for a, d in zip(args, dims, strict=True)
         ]
-        y = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in args), **params)
-        return y.reshape(number, -1, *y.shape[1:]), 0
+        images = args[0].shape[1]
+        flat = [a.reshape(number * images, *a.shape[2:]) for a in args]
+        y = primitive.bind(*flat, **params)
+        return y.reshape(number, images, *y.shape[1:]), 0
 
     return batch
 

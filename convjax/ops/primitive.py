@@ -48,7 +48,9 @@ def make(
 
     def lower_on_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         devices = getattr(ctx.module_context.axis_context, "num_devices", 1) or 1
-        function = on_cpu if devices == 1 else plain
+        # A batch that is not known yet (jax.export) is left to XLA too.
+        known = all(isinstance(n, int) for aval in ctx.avals_in for n in aval.shape)
+        function = on_cpu if devices == 1 and known else plain
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands, **params)
 
     mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))

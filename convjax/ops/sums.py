@@ -108,7 +108,7 @@ def _batch_sum(args, dims, *, keep):
 
 def _batch_spread(args, dims, *, shape, keep):
     values = jnp.moveaxis(args[0], dims[0], 0)
-    return _spread.bind(values, shape=(len(values), *shape), keep=keep + 1), 0
+    return _spread.bind(values, shape=(values.shape[0], *shape), keep=keep + 1), 0
 
 
 batching.primitive_batchers[_sum] = _batch_sum

@@ -33,6 +33,7 @@ class Mapper(NamedTuple):
     compile: `(fn, donate=False) -> fn`, compiled; `donate` gives the first argument's memory back.
     replicate: places what is to be whole on every device, in memory of its own.
     shard: places a batch, split along its leading axis.
+    whole, split: the shardings of what these two have placed.
     """
 
     axis: str | None
@@ -40,6 +41,8 @@ class Mapper(NamedTuple):
     compile: Callable[..., Callable[..., Any]]
     replicate: Callable[[Any], Any]
     shard: Callable[[Any], Any]
+    whole: NamedSharding
+    split: NamedSharding
 
 
 def make(name: str, devices: Sequence[Any] | None = None) -> Mapper:
@@ -77,7 +80,7 @@ def make(name: str, devices: Sequence[Any] | None = None) -> Mapper:
     def shard(batch: Any) -> Any:
         return jax.device_put(batch, split)
 
-    return Mapper(axis, devices, compile, replicate, shard)
+    return Mapper(axis, devices, compile, replicate, shard, whole, split)
 
 
 def _whole(fn: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:

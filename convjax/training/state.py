@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from convjax.layer import Layer, Params, Spec, State, fold
@@ -36,8 +38,8 @@ def init_state(
     spec: a batch of images as the network sees them, as `jax.ShapeDtypeStruct` or array.
     """
     params, state = net.init(fold(key, "params"), spec)
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, state, optimizer(hyper, step).init(params), fold(key, "noise"))
+    opt = _memory(optimizer, hyper, params)
+    return TrainState(jnp.asarray(np.int32(0)), params, state, opt, fold(key, "noise"))
 
 
 def shape_of(net: Layer, optimizer: Optimizer, key: Array, spec: Spec, hyper: Hyper) -> TrainState:
@@ -45,3 +47,9 @@ def shape_of(net: Layer, optimizer: Optimizer, key: Array, spec: Spec, hyper: Hy
     return jax.eval_shape(
         lambda key, hyper: init_state(net, optimizer, key, spec, hyper), key, hyper
     )
+
+
+# One program: run one by one, the operations of a schedule and of an optimizer take 30 programs.
+@functools.partial(jax.jit, static_argnums=0)
+def _memory(optimizer: Optimizer, hyper: Hyper, params: Params) -> Any:
+    return optimizer(hyper, jnp.zeros((), jnp.int32)).init(params)
