@@ -97,7 +97,7 @@ def _bind(operation: str, a: Array, b: Array, geometry: Geometry) -> Array:
         b,
         geometry=geometry,
         forced=forced,
-        precision=jax.config.jax_default_matmul_precision,
+        precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         members=False,
     )
 

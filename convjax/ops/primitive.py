@@ -49,7 +49,8 @@ def make(
     def lower_on_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         devices = getattr(ctx.module_context.axis_context, "num_devices", 1) or 1
         # A batch that is not known yet (jax.export) is left to XLA too.
-        known = all(isinstance(n, int) for aval in ctx.avals_in for n in aval.shape)
+        kinds: Any = ctx.avals_in
+        known = all(isinstance(n, int) for kind in kinds for n in kind.shape)
         function = on_cpu if devices == 1 and known else plain
         return mlir.lower_fun(function, multiple_results=False)(ctx, *operands, **params)
 
