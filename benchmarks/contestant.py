@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.cases import CASES, COMPETITORS, Weights, images_of
 from benchmarks.rivals import Rival
+from convjax.allocator import give_back_freed_memory
 
 # Losses of so many steps are compared: the third one comes after two updates, with momentum.
 COMPARED = 3
@@ -66,7 +67,7 @@ class Contestant:
         """Seconds of a step, as the mean over about that long; its first turn notes the memory."""
         if self.peak is None:
             gc.collect()
-            machine.give_back_memory()
+            give_back_freed_memory()
             machine.reset_peak()
         return self._turn("train", self._step, seconds, self._note_peak)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -117,13 +115,6 @@ def peak() -> int | None:
         if found := re.search(r"VmHWM:\s*(\d+) kB", status):
             return int(found[1]) * 1024
     return None
-
-
-def give_back_memory() -> None:
-    """Returns freed memory to the system, such as a compiler's, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 # -- The speed of a matrix product -----------------------------------------------------------------

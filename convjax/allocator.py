@@ -30,3 +30,13 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*option) == 1 for option in _OPTIONS.values())
+
+
+def give_back_freed_memory() -> None:
+    """Gives the system what glibc has kept of freed memory; does nothing without glibc.
+
+    To be called after compiling, which takes several hundred MB that no step needs.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -19,6 +19,7 @@ from convjax.config import ConfigError, Experiment, UserError, to_dict
 from convjax.data import Dataset
 from convjax.insight import summary
 from convjax.layer import Context, Layer, show
+from convjax.ops import choice
 from convjax.training import optimizer as optimizers
 from convjax.training import parallel, schedule
 from convjax.training.evaluate import batch_size_for
@@ -119,6 +120,10 @@ def load(config: Experiment, split: str) -> Dataset:
 def network(config: Experiment, images: Dataset) -> Layer:
     """The network of the config, once it is known to take these images and tell their classes."""
     name, classes = config.model.name, len(images.classes)
+    try:
+        choice.rows()
+    except ValueError as error:
+        raise UserError(f"{error}: mend the file, or unset CONVJAX_ALGORITHMS") from error
     try:
         net = models.create(name, classes=classes, **config.model.args)
     except ValueError as error:

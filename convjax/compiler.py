@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from convjax.allocator import give_back_freed_memory
+
 # In JAX 0.10 and 0.12 on the CPU: YNN's kernels make the gradients of convolutions 3 to 10 times
 # slower than the older ones; and 512 bits is the width of AVX-512, of which XLA uses half.
 _OPTIONS = {
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": "",
         "xla_cpu_prefer_vector_width": "512",
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     },
 }
 
@@ -155,6 +156,7 @@ class Compiler:
         def compile() -> Compiled:
             begun, hits = time.perf_counter(), _hits()
             call = lowered.compile()
+            give_back_freed_memory()
             return Compiled(call, traced + time.perf_counter() - begun, _hits() > hits)
 
         return Program(self._worker.submit(compile))

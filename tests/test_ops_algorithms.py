@@ -298,6 +298,11 @@ def transformed(f, xs, kernels, how: Transforms):
         "grad": gradient(x, kernel),
         "jvp": jax.jvp(f, (x, kernel), (tx, tk))[1],
         "jvp of grad": jax.jvp(gradient, (x, kernel), (tx, tk))[1],
+        "jvp of jvp": jax.jvp(
+            lambda *at: jax.jvp(loss, at, (tx, tk))[1],
+            (x, kernel),
+            (kernel.sum() * tx, x.sum() * tk),
+        )[1],
         "grad of grad": jax.grad(along, (0, 1))(x, kernel),
         "vmap over images": how.vmap(f, in_axes=(0, None))(xs[0], kernel),
         "vmap over kernels": how.vmap(f, in_axes=(None, 0))(x, kernels[0]),
@@ -355,6 +360,42 @@ def test_derivatives_are_those_of_finite_differences():
     check_grads(jax.jit(lambda x, kernel: f(x, kernel) ** 2), (x, kernel), 2, ["fwd", "rev"])
 
 
+def gradients(f, x, kernel):
+    """Both gradients of a number made of `f(x, kernel)`."""
+    return jax.grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))(x, kernel)
+
+
+def test_a_backward_pass_computes_the_weight_gradient_of_a_layer_before_it_goes_on():
+    # Else XLA keeps the images and gradients of all layers for the weight gradients at the end.
+    f = convolution(square((8, 8), 3))
+    x, kernel, _ = arrays(square((8, 8), 3), 2, 4, 4, np.float32)
+    jaxpr = jax.make_jaxpr(lambda x, kernel: gradients(f, x, kernel))(x, kernel).jaxpr
+    made_by = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+    (waiting,) = (each for each in jaxpr.eqns if each.primitive.name == "convjax_conv_input")
+    behind = list(waiting.invars)
+    seen = set()
+    while behind:
+        equation = made_by.get(behind.pop())
+        if equation is not None and id(equation) not in seen:
+            seen.add(id(equation))
+            behind.extend(each for each in equation.invars if not hasattr(each, "val"))
+            if equation.primitive.name == "convjax_conv_weight":
+                return
+    pytest.fail(f"the input gradient waits for no weight gradient: {jaxpr}")
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_weight_gradient_that_is_not_finite_changes_no_input_gradient(value):
+    geometry = square((8, 8), 3)
+    x, kernel, g = arrays(geometry, 2, 4, 4, np.float32)
+    expected = by_pytorch(*(a.astype(np.float64) for a in (x, kernel, g)), geometry=geometry)
+    x[:] = value
+    _, transposed = jax.vjp(convolution(geometry), x, kernel)
+    found, weight = jax.jit(transposed)(jnp.asarray(g))
+    assert not np.isfinite(weight).any()
+    assert_near(found, expected["conv_input"], tolerance("winograd", found.dtype))
+
+
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -373,10 +414,7 @@ def test_vmap_over_kernels_makes_no_grouped_convolution(geometry):
         text = jax.jit(function).lower(*arguments).as_text()
         return set(re.findall(r"(?:feature|batch)_group_count = (\d+)", text))
 
-    def gradients(x, kernel):
-        return jax.grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))(x, kernel)
-
-    for each in (f, gradients):
+    for each in (f, functools.partial(gradients, f)):
         assert lowered(jax.vmap(each, (None, 0)), x, kernels) <= {"1"}
         assert lowered(jax.vmap(each), np.stack([x] * 3), kernels) <= {"1"}
     with ops.algorithm("lax"):

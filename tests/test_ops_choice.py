@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from convjax import ops
+from convjax.assemble import assemble
+from convjax.config import Experiment, UserError
 from convjax.ops import choice, correlation
 from convjax.ops.choice import Case, Row, read_table
 
@@ -36,11 +38,11 @@ def machine(monkeypatch, tmp_path):
         if text is not None:
             path.write_text(text)
         monkeypatch.setenv("CONVJAX_ALGORITHMS", str(path))
-        choice._rows.cache_clear()
+        choice.rows.cache_clear()
         return path
 
     yield install
-    choice._rows.cache_clear()
+    choice.rows.cache_clear()
 
 
 @pytest.fixture
@@ -119,6 +121,7 @@ def test_every_algorithm_that_can_be_asked_for_has_a_function():
             r"line 3 has '3-': a range is 3, 3-5, 3\+ or any",
         ),
         (line("conv", "dense", "taps", size="-3"), r"line 3 has '-3': a range is"),
+        (line("conv", "dense", "taps", size="5-3"), r"line 3 has '5-3': nothing fits, write 3-5"),
         (line("conv", "dense", "taps", inputs="some"), r"line 3 has 'some': a range is"),
     ],
 )
@@ -162,6 +165,19 @@ def test_a_table_that_is_not_there_is_named_with_the_variable(machine):
     path = machine(None)
     with pytest.raises(ValueError, match=rf"CONVJAX_ALGORITHMS={path}: No such file"):
         choice.choose(case())
+
+
+def test_a_table_that_is_no_text_is_named_with_the_variable(machine):
+    path = machine("")
+    path.write_bytes(b"\x80\x00")
+    with pytest.raises(ValueError, match=rf"CONVJAX_ALGORITHMS={path} is no text"):
+        choice.choose(case())
+
+
+def test_a_launcher_tells_a_fault_in_the_table_in_one_line_before_it_trains(machine):
+    path = machine(HEAD + line("conv", "dense", "winnograd"))
+    with pytest.raises(UserError, match=rf"{path}, line 2 has .* or unset CONVJAX_ALGORITHMS$"):
+        assemble(Experiment(epochs=1))
 
 
 @pytest.mark.parametrize(

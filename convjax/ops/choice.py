@@ -141,7 +141,7 @@ def forced(operation: str) -> str | None:
 
 def choose(case: Case) -> str:
     """The algorithm of the first row that fits."""
-    return next((row.algorithm for row in _rows() if row.fits(case)), "lax")
+    return next((row.algorithm for row in rows() if row.fits(case)), "lax")
 
 
 def read_table(text: str, name: str) -> list[Row]:
@@ -185,17 +185,26 @@ def _range(cell: str, name: str, number: int) -> tuple[int, int]:
     if not match:
         raise ValueError(f"{name}, line {number} has {cell!r}: a range is 3, 3-5, 3+ or any")
     first, more, last = match.groups()
+    if last and int(last) < int(first):
+        raise ValueError(f"{name}, line {number} has {cell!r}: nothing fits, write {last}-{first}")
     return int(first), largest if more else int(last or first)
 
 
 @functools.cache
-def _rows() -> tuple[Row, ...]:
-    rows = read_table(TABLE, "convjax.ops.choice.TABLE")
+def rows() -> tuple[Row, ...]:
+    """The table that decides: the rows of the user's file, if there is one, and then `TABLE`.
+
+    Raises:
+        ValueError: for a file of `CONVJAX_ALGORITHMS` that cannot be read or is no table.
+    """
+    table = read_table(TABLE, "convjax.ops.choice.TABLE")
     path = os.environ.get("CONVJAX_ALGORITHMS")
     if path:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text("utf-8")
         except OSError as error:
             raise ValueError(f"CONVJAX_ALGORITHMS={path}: {error.strerror}") from None
-        rows = read_table(text, path) + rows
-    return tuple(rows)
+        except UnicodeDecodeError:
+            raise ValueError(f"CONVJAX_ALGORITHMS={path} is no text") from None
+        table = read_table(text, path) + table
+    return tuple(table)

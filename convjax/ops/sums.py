@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from convjax.ops import choice
 from convjax.ops.arguments import along, wide_dtype
-from convjax.ops.geometry import total
+from convjax.ops.geometry import divisor, total
 from convjax.ops.primitive import make, unmarked
 
 # Slabs that are added in one go; and rows that are left to a product with ones, which needs no code
@@ -35,11 +35,14 @@ def sum_places(x: Array, keep: int = 0) -> Array:
     """
     kept, channels, dtype = x.shape[:keep], x.shape[-1], x.dtype
     x = x.reshape(*kept, math.prod(x.shape[keep:-1]), channels).astype(wide_dtype(x))
+    slabs = divisor(x.shape[keep], SLABS)
+    if x.shape[keep] > MOST_ROWS and slabs > 1:
+        x = x.reshape(*kept, slabs, -1, channels).sum(keep)
     while x.shape[keep] > MOST_ROWS:
         rows = x.shape[keep] // SLABS
-        slabs = [lax.slice_in_dim(x, at * rows, (at + 1) * rows, axis=keep) for at in range(SLABS)]
+        slices = [lax.slice_in_dim(x, at * rows, (at + 1) * rows, axis=keep) for at in range(SLABS)]
         rest = lax.slice_in_dim(x, SLABS * rows, None, axis=keep)
-        x = total(slabs)
+        x = total(slices)
         if rest.shape[keep]:
             x = jnp.concatenate([x, rest], keep)
     rows = x.shape[keep]

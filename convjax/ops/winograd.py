@@ -96,7 +96,7 @@ def _convolve(x: Array, kernel: Array, contracted: int, geometry: Geometry) -> A
         tiles = (images, -(-height // TILE), -(-width // TILE))
         return _output(y, tiles)[:, :height, :width]
 
-    return _in_turns(some, len(x), images)
+    return _in_turns(some, len(x), images, filling=x.ravel()[0])
 
 
 def _images_a_turn(batch: int, geometry: Geometry, channels: int) -> int:
@@ -105,23 +105,28 @@ def _images_a_turn(batch: int, geometry: Geometry, channels: int) -> int:
     return divisor(batch, max(cached, TURN_TILES // tiles, 1))
 
 
-def _in_turns(some: Callable[[Array | int], Array], batch: int, images: int) -> Array:
+def _in_turns(
+    some: Callable[[Array | int], Array], batch: int, images: int, filling: Array
+) -> Array:
     """Concatenates `some(0), some(images), ...`.
 
     A turn stores what the last one made: XLA would otherwise join the making to the storing, which
     it does on a single thread.
+
+    filling: a scalar that no other convolution has, to be overwritten. Zeros would be one array
+        for all convolutions of the network, which lives as long as they do and is copied for each.
     """
     if images == batch:
         return some(0)
 
     def turn(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         done, last = carry
-        # Before the first turn there is nothing to store: the zeros are overwritten by the second.
+        # Before the first turn there is nothing to store: the second overwrites the filling.
         done = lax.dynamic_update_slice_in_dim(done, last, (number - 1) * images, 0)
         return done, some(number * images)
 
     shape = jax.eval_shape(some, 0)
-    start = (jnp.zeros((batch, *shape.shape[1:]), shape.dtype), jnp.zeros(shape.shape, shape.dtype))
+    start = jnp.full((batch, *shape.shape[1:]), filling), jnp.full(shape.shape, filling)
     done, last = lax.fori_loop(0, batch // images, turn, start)
     return lax.dynamic_update_slice_in_dim(done, last, batch - images, 0)
 
