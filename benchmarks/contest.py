@@ -181,12 +181,9 @@ def deviation(values: np.ndarray, expected: np.ndarray) -> float:
 def _result(
     series: Series, opened: dict[str, Any], mode: str, batch: int, worker: Worker
 ) -> dict[str, Any]:
-    if series.error is not None:
-        return {"error": series.error}
-    try:
-        seconds = series.summary()
-    except ValueError as error:
-        return {"error": str(error)}
+    seconds = series.result()
+    if "error" in seconds:
+        return seconds
     first = opened["first"][mode, None if mode == "train" else batch]
     result = {
         "seconds": seconds,

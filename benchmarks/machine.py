@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -180,6 +181,6 @@ def _commit() -> str | None:
 def command() -> str:
     """The command line of this run, as a person would write it, but for the file of results."""
     module = sys.modules["__main__"].__spec__
-    name = f"-m {module.name}" if module else Path(sys.argv[0]).name
+    name = ["-m", module.name] if module else [Path(sys.argv[0]).name]
     words = [word for word in sys.argv[1:] if not word.startswith("--out=")]
-    return " ".join(("python", name, *words))
+    return shlex.join(["python", *name, *words])

@@ -36,6 +36,7 @@ from convjax.ops.geometry import Geometry
 TOLERANCE = 1e-4  # root of the mean square of the difference, as a share of the result's
 SECONDS = 30.0  # after which a player takes no more turns
 PLAYERS = ("convjax", "plain", "PyTorch")
+HEAD = ["", *PLAYERS, "quartiles of convjax", "n"]
 Function = Callable[..., Any]
 
 
@@ -71,22 +72,23 @@ def main(argv: list[str]) -> None:
         names = ", ".join(each.name for each in measurements())
         raise UserError(f"--only={only.value!r} is in no name: {names}")
     path = record.path_for(out.value)
+    about = record.about("ops", machine.cores(), Plan(rounds.value, SECONDS))
     rows = []
-    print(line(["", *PLAYERS, "quartiles of convjax", "n"]))
+    print(line(HEAD))
     for each in chosen:
         row = measured(each, rounds.value)
         rows.append(row)
         print(line(cells(row)), flush=True)
-    result = record.about("ops", machine.cores(), Plan(rounds.value, SECONDS))
-    head = ["", *PLAYERS, "quartiles of convjax", "n"]
-    record.write(
-        result | {"rows": rows, "table": {"head": head, "rows": list(map(cells, rows))}}, path
-    )
+        for name, figures in row["players"].items():
+            if "error" in figures:
+                print(f"  {name}: {figures['error']}", flush=True)
+        table = {"head": HEAD, "rows": list(map(cells, rows))}
+        record.write(about | {"rows": rows, "table": table}, path)
     print(f"written: {path}")
 
 
 def measured(each: Measurement, rounds: int) -> dict[str, Any]:
-    """The name, what it is given in, and for each player median, quartiles, n."""
+    """The name, what it is given in, and for each player median, quartiles, n, or its error."""
     expected = None
     turns = {}
     for name, player in each.players.items():
@@ -98,17 +100,22 @@ def measured(each: Measurement, rounds: int) -> dict[str, Any]:
                 raise UserError(f"{each.name}: {name} differs by {error:.1e} from the first")
     watch = partial(machine.watched, machine.cores(), [])
     series = interleaved(turns, Plan(rounds, SECONDS), watch)
-    figures = {name: one.summary() for name, one in series.items()}
+    figures = {name: one.result() for name, one in series.items()}
     return {"name": each.name, "flop": each.flop, "inner": each.inner, "players": figures}
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table."""
-    medians = [row["players"].get(name, {}).get("median") for name in PLAYERS]
+    """A row of the table: "-" where a player has no figure, nothing where there is no player."""
+
+    def told(figures: dict[str, Any] | None) -> str:
+        if figures is None:
+            return ""
+        return "-" if "error" in figures else value(row, figures["median"])
+
     ours = row["players"]["convjax"]
-    quartiles = " to ".join(value(row, each) for each in ours["quartiles"])
-    told = ["" if median is None else value(row, median) for median in medians]
-    return [row["name"], *told, quartiles, str(ours["n"])]
+    spread = " to ".join(value(row, each) for each in ours.get("quartiles", ())) or "-"
+    medians = [told(row["players"].get(name)) for name in PLAYERS]
+    return [row["name"], *medians, spread, str(ours.get("n", 0))]
 
 
 def line(cells: list[str]) -> str:

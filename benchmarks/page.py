@@ -3,9 +3,10 @@
   python -m benchmarks.page benchmarks/results/*.json
 
 A result of kind K stands between `<!-- begin: K -->` and `<!-- end: K -->`; what is written around
-them stays. Where the page has no such markers yet, they are added at its end. Of several results
-of one kind the last counts. A result that brings a "table" of its own, {"head": [...], "rows":
-[[...]]}, is written as it is.
+them stays. Where the page has no such markers yet, they are added at its end. Files of one kind,
+measured on one machine, make one result: what two of them have, as a network's training, is taken
+from the later one. A result that brings a "table" of its own, {"head": [...], "rows": [[...]]}, is
+written as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.cases import CASES, COMPETITORS, OURS
+from benchmarks.merge import merged
 from convjax.config import UserError
 from convjax.flags import guard, parse
 
@@ -35,11 +37,15 @@ def main(argv: list[str]) -> None:
     page = flags.DEFINE_string(
         "page", str(DOCS / "performance.md"), "the page to write", flag_values=options
     )
-    files = [word for word in argv[1:] if not word.startswith("-")]
-    parse(options, [argv[0], *(word for word in argv[1:] if word.startswith("-"))], __doc__)
+    words = _joined(argv[1:], options)
+    files = [word for word in words if not word.startswith("-")]
+    parse(options, [argv[0], *(word for word in words if word.startswith("-"))], __doc__)
     if not files:
         raise UserError("no results are given: python -m benchmarks.page RESULTS.json")
-    records = {record["kind"]: record for record in map(_read, files)}
+    kinds: dict[str, list[Record]] = {}
+    for record in map(_read, files):
+        kinds.setdefault(record["kind"], []).append(record)
+    records = {kind: merged(each) for kind, each in kinds.items()}
     write(Path(page.value), records)
     if "networks" in records:
         figure = Path(page.value).parent / "figures" / "performance.png"
@@ -76,28 +82,48 @@ def between_markers(text: str, kind: str, content: str) -> str:
 
 def provenance(record: Record) -> str:
     """Where, when and how the figures of a record were measured, as one paragraph."""
-    machine, plan = record["machine"], record.get("plan") or {}
-    mhz = f" at {machine['mhz']} MHz" if machine.get("mhz") else ""
+    sources = record.get("sources") or [record]
+    machine = record["machine"]
+    runs = "; ".join(
+        f"{each['date']} by `{each['command']}` at commit {each['machine']['source']}"
+        for each in sources
+    )
+    mhz = _range([each["machine"].get("mhz") for each in sources])
     gpu = f"{record['device']}; " if record.get("device") else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"Measured {record['date']} by `{record['command']}` at commit {machine['source']}: "
-        f"{gpu}{machine['processor']}{mhz}, {record['threads']} of {machine['cores']} cores used, "
-        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}; {versions}."
+        f"Measured {runs}: {gpu}{machine['processor']}{mhz and f' at {mhz} MHz'}, "
+        f"{record['threads']} of {machine['cores']} cores used, {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Python {machine['python']}; {versions}."
     ]
-    if plan:
+    plans = [each["plan"] for each in sources if each.get("plan")]
+    if plans:
+        told = dict.fromkeys(f"{plan['rounds']} turns or {plan['seconds']:g} s" for plan in plans)
         lines.append(
-            f"At most {plan['rounds']} turns or {plan['seconds']:g} s of each, interleaved; n is "
-            "the number kept, after those that other processes disturbed were dropped."
+            f"At most {', or '.join(told)} of each, interleaved; n is the number kept, after "
+            "those that other processes disturbed were dropped."
         )
-    if record.get("gemm"):
-        peaks = ", ".join(f"{name} {value:.0f}" for name, value in record["gemm"].items())
+    gemms = [each["gemm"] for each in sources if each.get("gemm")]
+    if gemms:
+        names = dict.fromkeys(name for gemm in gemms for name in gemm)
+        peaks = ", ".join(f"{name} {_range([g.get(name) for g in gemms])}" for name in names)
         lines.append(
             f"Peak is the best product of two matrices on this machine, in the same run: {peaks} "
             "GFLOP/s. A network's work is 2 per multiply-add of its convolutions and dense "
             "layers, three times the forward pass for training."
         )
     return "\n".join(lines)
+
+
+def _range(values: Sequence[float | None]) -> str:
+    """The known values, from the least to the largest; nothing if none is known.
+
+    >>> _range([2.2, None, 1.0]), _range([3.0, 3.0]), _range([None])
+    ('1 to 2', '3', '')
+    """
+    known = [value for value in values if value is not None]
+    ends = (f"{value:.0f}" for value in (min(known), max(known))) if known else ()
+    return " to ".join(dict.fromkeys(ends))
 
 
 # -- Networks --------------------------------------------------------------------------------------
@@ -114,7 +140,10 @@ def networks_tables(record: Record) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    """One line a network: how far convjax is ahead of each, and its share of the peak."""
+    """One line a network: how far convjax is ahead of each, and its share of the peak.
+
+    n is told where fewer turns were kept than were planned.
+    """
     train = [row for row in rows if row["mode"] == "train"]
     rivals = [name for name in COMPETITORS if name != OURS and _any(train, name)]
     head = ["network", "batch", "convjax, images/s", "best rival", "ahead of it"]
@@ -135,15 +164,23 @@ def _summary(rows: Sequence[Row]) -> str:
             [
                 CASES[network].title,
                 f"{ours['batch']}",
-                f"{ours['images_per_second']:.1f}",
+                f"{ours['images_per_second']:.1f}{_fewer(ours)}",
                 COMPETITORS[best].title if best else "",
                 f"**{ahead[best]:.2f} x**" if best else "",
-                *(f"{ahead[name]:.2f} x" if name in ahead else "-" for name in rivals),
+                *(
+                    f"{ahead[name]:.2f} x{_fewer(timed[name])}" if name in ahead else "-"
+                    for name in rivals
+                ),
                 f"{ours['share_of_peak']:.0%}",
                 f"{ours['peak_memory'] / min(memory):.2f} x" if known else "",
             ]
         )
     return markdown(head, lines)
+
+
+def _fewer(row: Row) -> str:
+    n = row["seconds"]["n"]
+    return f" (n = {n})" if n < row.get("rounds", 0) else ""
 
 
 def _details(rows: Sequence[Row], mode: tuple[str, int | None]) -> str:
@@ -321,14 +358,29 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def _joined(words: Sequence[str], options: flags.FlagValues) -> list[str]:
+    """The words of a command line, `--flag value` as the one word `--flag=value`."""
+    joined, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        if word.startswith("-") and word.lstrip("-") in options and left:
+            word = f"{word}={left.pop(0)}"
+        joined.append(word)
+    return joined
+
+
 def _read(path: str) -> Record:
     try:
-        record = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no results: {error}") from None
+        record = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} holds no results: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no JSON ({error}): give files that a benchmark has written"
+        ) from None
     if not isinstance(record, dict) or "kind" not in record:
         raise UserError(f"{path} holds no results: it does not say of which kind they are")
-    return record
+    return record | {"file": path}
 
 
 if __name__ == "__main__":

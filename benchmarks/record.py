@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +68,7 @@ def cores_for(threads: int | None) -> list[int]:
 
 
 def path_for(out: str | None) -> Path:
-    """The file of results, whose folder exists.
+    """The file of results, which can be written; there is none before there are results.
 
     Raises:
         UserError: if there can be no such file.
@@ -74,8 +76,10 @@ def path_for(out: str | None) -> Path:
     path = Path(out) if out else RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a"):
-            pass
+        if path.exists():
+            path.open("a").close()
+        if path.is_file() or not path.exists():
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"--out={path}: {error.strerror}") from None
     return path
@@ -110,4 +114,18 @@ def add_share(row: dict[str, Any], gemm: dict[str, float]) -> None:
 
 def write(record: dict[str, Any], out: Path) -> None:
     """Writes the results as JSON."""
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(out, json.dumps(record, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, which is there whole or as it was; what is no file, as /dev/null, is kept."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

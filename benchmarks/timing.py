@@ -73,6 +73,15 @@ class Series:
             "dropped": self.dropped,
         }
 
+    def result(self) -> dict[str, Any]:
+        """The summary, or why there is none: {"error": TEXT}."""
+        if self.error is not None:
+            return {"error": self.error}
+        try:
+            return self.summary()
+        except ValueError as error:
+            return {"error": str(error)}
+
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """The three quartiles, interpolated; of one value, that value three times.

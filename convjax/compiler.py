@@ -9,12 +9,14 @@ with Compiler() as compiler:
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -68,13 +70,14 @@ def keep_programs() -> Path | None:
     It is `convjax/xla` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), unless
     `CONVJAX_CACHE` in the environment names another, or is `off`. A folder that JAX has been told
     already, as by `JAX_COMPILATION_CACHE_DIR`, is left as it is. The programs that were used least
-    lately go when all take more than 1 GiB. Processes may share the folder: JAX locks it. Where it
-    cannot be written to, one line on standard error says so, and nothing is kept.
+    lately go when all take more than 1 GiB. Processes may share the folder: JAX locks it. A program
+    that was damaged there is a warning of JAX's, once: it is compiled anew and kept. Where the
+    folder cannot be written to, one line on standard error says so, and nothing is kept.
     """
     told = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if told is not None:
         return Path(told)
-    if os.environ.get(SWITCH) == "off":
+    if os.environ.get(SWITCH, "").lower() == "off":
         return None
     try:
         folder = _cache_folder()
@@ -96,6 +99,7 @@ def keep_programs() -> Path | None:
         ("jax_compilation_cache_dir", str(folder)),
     ):
         jax.config.update(name, value)
+    _replace_damaged(folder)
     return folder
 
 
@@ -202,18 +206,28 @@ def _clear_halves(folder: Path) -> None:
                 program.unlink()
 
 
-class _Hits(threading.local):
-    count = 0
+_EVENTS = "/jax/compilation_cache/"  # what JAX calls the events of its cache
 
 
-_of_this_thread = _Hits()
+class _Seen(threading.local):
+    """What a thread has seen of the cache.
+
+    hits: how many programs it has read from the disk.
+    asked: when it last looked for one there, in nanoseconds since 1970.
+    """
+
+    hits = 0
+    asked = 0
+
+
+_of_this_thread = _Seen()
 
 
 @functools.cache
 def _listen() -> None:
     def on_event(event: str, **about: Any) -> None:
-        if event == "/jax/compilation_cache/cache_hits":
-            _of_this_thread.count += 1
+        if event == _EVENTS + "cache_hits":
+            _of_this_thread.hits += 1
 
     jax.monitoring.register_event_listener(on_event)
 
@@ -221,4 +235,48 @@ def _listen() -> None:
 def _hits() -> int:
     """How many programs this thread has read from the disk."""
     _listen()
-    return _of_this_thread.count
+    return _of_this_thread.hits
+
+
+@functools.cache
+def _replace_damaged(folder: Path) -> None:
+    """Has programs that cannot be read make way for those that are compiled in their place.
+
+    JAX warns when it cannot read one, compiles it, and then keeps what is there: the damaged one.
+    """
+
+    def on_event(event: str, **about: Any) -> None:
+        if event == _EVENTS + "compile_requests_use_cache":
+            _of_this_thread.asked = time.time_ns()
+        elif event == _EVENTS + "cache_misses":  # It is compiled, and about to be kept.
+            _remove_damaged(folder, _of_this_thread.asked)
+
+    jax.monitoring.register_event_listener(on_event)
+
+
+def _remove_damaged(folder: Path, since: int) -> None:
+    """Removes the damaged ones of the programs that were read since that time."""
+    import filelock
+
+    with filelock.FileLock(folder / ".lockfile", timeout=10):
+        for last_use in folder.glob("*-atime"):
+            program = last_use.with_name(last_use.name.removesuffix("atime") + "cache")
+            read = int.from_bytes(last_use.read_bytes(), "little") >= since
+            if read and program.exists() and not _is_whole(program.read_bytes()):
+                program.unlink()
+
+
+def _is_whole(program: bytes) -> bool:
+    """Whether what JAX has compressed can be read: by zstandard if it has that, else by zlib."""
+    decompress, error = zlib.decompress, zlib.error
+    if program.startswith(b"\x28\xb5\x2f\xfd"):
+        name = "compression.zstd" if sys.version_info >= (3, 14) else "zstandard"
+        if importlib.util.find_spec(name) is None:
+            return True  # for all that this Python can tell
+        zstd = importlib.import_module(name)
+        decompress, error = zstd.decompress, zstd.ZstdError
+    try:
+        decompress(program)
+    except error:
+        return False
+    return True

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, contest, gpu, machine, networks, page, timing, trainers, weights
+from benchmarks import (
+    accuracy,
+    choose,
+    contest,
+    gpu,
+    machine,
+    networks,
+    ops,
+    page,
+    timing,
+    trainers,
+    weights,
+)
 from benchmarks import record as results
 from benchmarks.cases import CASES, COMPETITORS
 from benchmarks.contestant import Contestant
@@ -232,23 +245,23 @@ def test_peak_of_memory_counts_what_was_freed_again():
 # -- Results ---------------------------------------------------------------------------------------
 
 
-def record() -> dict[str, Any]:
+def record(network: str = "lenet", ours: float = 0.05, rounds: int = 3) -> dict[str, Any]:
     """Results of a run with two competitors and one that computed something else."""
 
     def row(competitor: str, seconds: float) -> dict[str, Any]:
         series = timing.Series([seconds, seconds, 2 * seconds], dropped=1)
         return {
-            **{"network": "lenet", "mode": "train", "batch": 128, "competitor": competitor},
+            **{"network": network, "mode": "train", "batch": 128, "competitor": competitor},
             **{"seconds": series.summary(), "images_per_second": 128 / seconds},
             **{"compile_seconds": 1.5, "peak_memory": 2**28, "multiply_adds": 10**9},
         }
 
-    refused = {"network": "lenet", "mode": "train", "batch": 128, "competitor": "keras"}
-    rows = [row("convjax", 0.05), row("torch", 0.1), refused | {"error": "losses differ"}]
+    refused = {"network": network, "mode": "train", "batch": 128, "competitor": "keras"}
+    rows = [row("convjax", ours), row("torch", 0.1), refused | {"error": "losses differ"}]
     gemm = {"torch": 200.0, "jax": 100.0}
     for each in rows:
         results.add_share(each, gemm)
-    about = results.about("networks", machine.cores(), timing.Plan(3, 1.0))
+    about = results.about("networks", machine.cores(), timing.Plan(rounds, 1.0))
     return about | {"gemm": gemm, "rows": rows}
 
 
@@ -276,6 +289,114 @@ def test_page_tells_what_was_measured_and_keeps_what_was_written_around_it(tmp_p
     assert (tmp_path / "figures" / "performance.png").stat().st_size > 1000
 
 
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The page that is made of records, one file each, without the chart."""
+    monkeypatch.setattr(page, "draw", lambda record, target: None)
+
+    def write(*records: dict[str, Any]) -> str:
+        files = [str(tmp_path / f"{number}.json") for number in range(len(records))]
+        for file, each in zip(files, records):
+            results.write(each, Path(file))
+        page.main(["page", "--page", str(tmp_path / "page.md"), *files])
+        return (tmp_path / "page.md").read_text()
+
+    return write
+
+
+def test_page_of_several_runs_has_each_network_from_the_last_that_measured_it(written):
+    runs = record("lenet"), record("resnet18"), record("lenet", ours=0.025)
+    for number, run in enumerate(runs):
+        run |= {"command": f"python run {number}", "gemm": {"torch": 200.0 + number}}
+    text = written(*runs)
+    lenet, resnet = (line for line in text.splitlines() if "**" in line)
+    assert lenet.startswith("| LeNet | 128 | 5120.0 | PyTorch contiguous | **4.00 x** |")
+    assert resnet.startswith("| ResNet-18 | 128 | 2560.0 | PyTorch contiguous | **2.00 x** |")
+    assert "`python run 0`" not in text
+    assert text.index("`python run 1` at commit") < text.index("`python run 2` at commit")
+    assert "At most 3 turns or 1 s of each" in text
+    assert "in the same run: torch 201 to 202 GFLOP/s" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"processor": "Z80"}, "0.json was measured with processor .*, .*1.json with Z80: give "),
+        ({"versions": {"jax": "0.1"}}, "1.json with .*: give results of one machine"),
+    ],
+)
+def test_figures_of_different_machines_are_not_put_on_one_page(written, change, message):
+    other = record("resnet18")
+    other["machine"] |= change
+    with pytest.raises(UserError, match=message):
+        written(record("lenet"), other)
+    # The first counts no more where the other has measured all of it.
+    other["rows"] = [row | {"network": "lenet"} for row in other["rows"]]
+    assert "| LeNet |" in written(record("lenet"), other)
+
+
+def test_page_tells_n_where_fewer_turns_were_kept_than_were_planned(written):
+    assert "(n = " not in written(record(rounds=3))
+    text = written(record(rounds=5))
+    assert "| 2560.0 (n = 3) | PyTorch contiguous | **2.00 x** | 2.00 x (n = 3) |" in text
+
+
+def test_page_takes_every_row_of_a_table_from_the_last_that_has_it(written):
+    def run(*rows: list[str]) -> dict[str, Any]:
+        table = {"head": ["", "ms"], "rows": list(rows)}
+        return results.about("ops", machine.cores()) | {"table": table}
+
+    text = written(run(["conv", "1.5"], ["pool", "2.5"]), run(["conv", "1.0"]))
+    assert "|  | ms |\n| --- | --- |\n| conv | 1.0 |\n| pool | 2.5 |\n" in text
+
+
+def test_file_of_results_is_there_when_there_are_results(tmp_path):
+    path = results.path_for(str(tmp_path / "new" / "results.json"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+    for number in range(2):
+        results.write({"number": number}, path)
+        assert json.loads(path.read_text()) == {"number": number}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_results_that_cannot_be_written_whole_leave_those_that_were_there(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    results.write({"number": 0}, path)
+
+    def fill(self: Path, text: str) -> None:
+        self.write_bytes(text[:5].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    with pytest.raises(OSError, match="No space"):
+        results.write({"number": 1}, path)
+    assert json.loads(path.read_text()) == {"number": 0}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_that_nobody_wants_leave_the_device_that_takes_them():
+    if not Path("/dev/null").is_char_device():
+        pytest.skip("this system has no /dev/null")
+    results.write({}, results.path_for("/dev/null"))
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"x.json is no JSON \(.*\): give files that a benchmark has written"),
+        (b"\x80", r"x.json is no JSON \(.*\): give files"),
+        (b"[]", "x.json holds no results: it does not say of which kind"),
+        (None, "x.json holds no results: No such file"),
+    ],
+)
+def test_page_names_a_file_that_holds_no_results(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        page.main(["page", str(tmp_path / "x.json")])
+
+
 def test_page_of_a_result_with_a_table_of_its_own_shows_it(tmp_path):
     written = tmp_path / "performance.md"
     own = {"table": {"head": ["op", "ms"], "rows": [["conv", 1.5]]}}
@@ -296,6 +417,8 @@ def test_page_of_a_result_with_a_table_of_its_own_shows_it(tmp_path):
         (accuracy.main, "--seeds=0", "seeds"),
         (gpu.main, "--networks=alexnet", "--networks has 'alexnet'"),
         (page.main, "--page=x.md", "no results are given"),
+        (page.main, "--page", "Missing value for flag --page"),
+        (page.main, "--pag=x.md", "unknown flag --pag; did you mean '--page'"),
     ],
 )
 def test_bad_value_is_one_clear_line(main: Any, word: str, message: str):
@@ -304,11 +427,83 @@ def test_bad_value_is_one_clear_line(main: Any, word: str, message: str):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("module", [accuracy, contest, machine, page, timing])
+@pytest.mark.parametrize("module", [accuracy, choose, contest, machine, page, timing])
 def test_examples_of_the_module_are_right(module: ModuleType):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# -- Operations ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Makes these the turns of all players, operation by operation; none is taken."""
+
+    def install(module: ModuleType, *operations: dict[str, timing.Series]) -> None:
+        left = list(operations)
+
+        def interleaved(players: Any, plan: timing.Plan, watch: Any) -> dict[str, timing.Series]:
+            if not left:
+                raise KeyboardInterrupt
+            return left.pop(0)
+
+        monkeypatch.setattr(module, "interleaved", interleaved)
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+
+    return install
+
+
+DISTURBED = timing.Series(dropped=6)
+
+
+def test_table_of_algorithms_leaves_out_what_was_disturbed_and_goes_on(tmp_path, measured, capsys):
+    from convjax.ops.choice import read_table
+
+    lax, quick = timing.Series([0.2]), timing.Series([0.1])
+    measured(
+        choose,
+        {"lax": DISTURBED, "taps": DISTURBED},
+        {"lax": DISTURBED, "taps": quick},
+        {"lax": lax, "taps": quick, "dot": timing.Series(error="out of memory")},
+    )
+    out = tmp_path / "algorithms.txt"
+    with pytest.raises(KeyboardInterrupt):  # in the second band
+        choose.main(["choose", "--only=dense 1", f"--out={out}"])
+    (row,) = read_table(out.read_text(), "table")
+    assert (row.operation, row.window, row.stride) == ("conv_weight", (1, 1), (1, 1))
+    assert row.algorithm == "taps"
+    told = capsys.readouterr().out
+    assert told.count("is left out") == 2
+    assert told.count("  lax has no figure: every one of 6 turns was disturbed") == 2
+    assert "  dot has no figure: out of memory" in told
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_single_operations_go_on_where_a_player_has_no_figure(tmp_path, measured, capsys):
+    def player(*arrays: np.ndarray) -> Any:
+        return [np.ones(1)], lambda: 1.0
+
+    each = ops.Measurement("relu", [], {"plain": player, "convjax": player})
+    failed = timing.Series(error="out of memory")
+    measured(
+        ops,
+        {"plain": failed, "convjax": timing.Series([0.1])},
+        {"plain": timing.Series([0.3]), "convjax": DISTURBED},
+    )
+    assert ops.cells(ops.measured(each, 1)) == [
+        *("relu", "100.00 ms", "-", ""),
+        *("100.00 ms to 100.00 ms", "1"),
+    ]
+    out = tmp_path / "ops.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "measurements", lambda: [each])
+        ops.main(["ops", f"--out={out}"])
+    assert json.loads(out.read_text())["table"]["rows"] == [
+        ["relu", "-", "300.00 ms", "", "-", "0"]
+    ]
+    assert "  convjax: every one of 6 turns was disturbed" in capsys.readouterr().out
 
 
 # -- Time to accuracy ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -52,7 +53,7 @@ def test_the_next_process_reads_the_program_and_computes_the_same_to_the_bit(tmp
     assert first[:2] == (str(tmp_path), False)
     assert second[:2] == (str(tmp_path), True)
     assert first[2] == second[2]
-    assert launch(CONVJAX_CACHE="off")[2] == first[2]
+    assert launch(CONVJAX_CACHE="OFF")[:3] == ("None", False, first[2])
 
 
 def test_other_compiler_options_are_another_program(tmp_path):
@@ -96,6 +97,49 @@ def test_a_program_that_was_cut_short_is_compiled_anew_and_kept(tmp_path):
         last_use.unlink()
     assert launch(CONVJAX_CACHE=str(tmp_path))[1:] == (False, expected, "")
     assert launch(CONVJAX_CACHE=str(tmp_path))[1:] == (True, expected, "")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:100], lambda whole: bytes(len(whole))])
+def test_a_program_that_was_damaged_is_one_warning_and_kept_anew(tmp_path, damage):
+    expected = launch(CONVJAX_CACHE=str(tmp_path))[2]
+    for program in tmp_path.glob("*-cache"):
+        program.write_bytes(damage(program.read_bytes()))
+    _, from_cache, value, errors = launch(CONVJAX_CACHE=str(tmp_path))
+    assert (from_cache, value) == (False, expected)
+    assert "Error reading persistent compilation cache entry" in errors
+    assert launch(CONVJAX_CACHE=str(tmp_path))[1:] == (True, expected, "")
+
+
+def test_a_whole_program_that_another_process_reads_meanwhile_stays(tmp_path):
+    launch(CONVJAX_CACHE=str(tmp_path))
+    (last_use,) = tmp_path.glob("jit__lambda*-atime")
+    last_use.write_bytes((2**63).to_bytes(8, "little"))
+    options = json.dumps({"xla_cpu_enable_fast_min_max": True})
+    assert launch(CONVJAX_CACHE=str(tmp_path), OPTIONS=options)[1] is False
+    assert launch(CONVJAX_CACHE=str(tmp_path))[1] is True
+
+
+class Timed:
+    """What stands in for a jitted function: it compiles between two meetings with another one."""
+
+    def __init__(self, meeting, is_kept):
+        self.meeting, self.is_kept = meeting, is_kept
+
+    def lower(self):
+        return self
+
+    def compile(self):
+        self.meeting.wait(60)
+        if self.is_kept:
+            jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+        self.meeting.wait(60)
+
+
+def test_of_two_that_compile_at_once_each_knows_whether_its_own_program_was_kept():
+    meeting = threading.Barrier(2)
+    with Compiler() as one, Compiler() as other:
+        programs = one.start(Timed(meeting, True)), other.start(Timed(meeting, False))
+        assert [program.compiled().from_cache for program in programs] == [True, False]
 
 
 @pytest.mark.parametrize("name", sorted(parallel.MAPPERS))

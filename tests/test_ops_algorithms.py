@@ -106,7 +106,7 @@ def convolutions(draw):
         groups = 1
     geometry = Geometry(
         each(1, 9 - 2 * rank),
-        (3, 3) if tiled else each(1, 3),
+        draw(st.sampled_from([(3, 3), (5, 5)])) if tiled else each(1, 3),
         (1, 1) if tiled else each(1, 3),
         (1, 1) if tiled else each(1, 2),
         tuple(zip(each(0, 2), each(0, 2), strict=True)),
@@ -190,8 +190,9 @@ def test_every_algorithm_equals_pytorch(name):
         assert_near(found, expected[operation], tolerance(name, found.dtype), operation)
 
 
-def test_winograd_over_many_channels_keeps_four_digits():
-    geometry = square((13, 14), 3)
+@pytest.mark.parametrize("window", [3, 5])
+def test_winograd_over_many_channels_keeps_four_digits(window):
+    geometry = square((13, 14), window)
     given = [a.astype(np.float32) for a in arrays(geometry, 4, 96, 96)]
     expected = by_pytorch(*(a.astype(np.float64) for a in given), geometry=geometry)
     results = quick(lambda *all: by_algorithm(*all, geometry=geometry, only="winograd"))(*given)
@@ -384,6 +385,23 @@ def test_a_backward_pass_computes_the_weight_gradient_of_a_layer_before_it_goes_
     pytest.fail(f"the input gradient waits for no weight gradient: {jaxpr}")
 
 
+@pytest.mark.parametrize(
+    ("policy", "times"), [(None, 2), (ops.convolutions_saveable, 1)], ids=["nothing", "saveable"]
+)
+def test_convolutions_are_computed_again_in_the_backward_pass_unless_the_policy_saves_them(
+    policy, times
+):
+    geometry = square((8, 8), 3)
+    x, kernel, _ = arrays(geometry, 2, 4, 4, np.float32)
+    f = convolution(geometry)
+
+    def loss(x):
+        return jnp.sin(jnp.sin(f(jnp.sin(f(x, kernel)), kernel))).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(loss, policy=policy)))(x))
+    assert len(re.findall(r"convjax_conv\b", text)) == 2 * times
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_weight_gradient_that_is_not_finite_changes_no_input_gradient(value):
     geometry = square((8, 8), 3)
@@ -422,11 +440,16 @@ def test_vmap_over_kernels_makes_no_grouped_convolution(geometry):
 
 
 @pytest.mark.parametrize(
-    ("batch", "size", "images"), [(5, (5, 9), 2), (6, (4, 3), 3), (7, (1, 6), 1), (5, (4, 8), 5)]
+    ("window", "batch", "size", "images"),
+    [
+        *[(3, 5, (5, 9), 2), (3, 6, (4, 3), 3), (3, 7, (1, 6), 1), (3, 5, (4, 8), 5)],
+        *[(3, 7, (4, 4), 4), (5, 7, (6, 5), 3), (5, 4, (5, 3), 2)],
+    ],
 )
-def test_winograd_in_turns_equals_xla(monkeypatch, batch, size, images):
-    # Sizes that are no multiple of the tile, and batches that are no multiple of the turn.
-    geometry = square(size, 3)
+def test_winograd_in_turns_equals_xla(monkeypatch, window, batch, size, images):
+    # Sizes that are no multiple of the tile, and batches that are no multiple of the turn: where no
+    # divisor of them is near, images of zeros fill the last turn up.
+    geometry = square(size, window, pad=window // 2)
     tiles = -(-size[0] // winograd.TILE) * -(-size[1] // winograd.TILE)
     monkeypatch.setattr(winograd, "TURN_BYTES", 0)
     monkeypatch.setattr(winograd, "TURN_TILES", images * tiles)

@@ -1,7 +1,5 @@
 """The choice of algorithms: the table, the table of a machine, and `ops.algorithm`."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,12 +145,19 @@ def test_the_table_of_the_machine_is_followed_when_a_network_is_compiled(machine
     assert computed == ["im2col"]
 
 
-def test_a_row_that_names_what_does_not_apply_leaves_it_to_xla(machine, computed):
+def test_a_row_that_names_what_does_not_apply_leaves_it_to_the_rows_below(machine, computed):
+    machine(line("conv", "any", "winograd") + "\n" + line("conv", "any", "taps", inputs="4"))
+    jax.jit(lambda x: ops.conv(x, KERNEL, stride=2))(X)
+    assert computed == ["taps"]
+
+
+def test_where_no_row_applies_it_is_left_to_xla(machine, computed):
     machine(line("conv", "any", "winograd"))
-    y = jax.jit(lambda x: ops.conv(x, KERNEL, stride=2))(X)
+    x, kernel = np.tile(X, 2), np.tile(KERNEL, (1, 1, 2, 1))
+    y = jax.jit(lambda x: ops.conv(x, kernel, stride=2))(x)
     assert computed == ["lax"]
     with ops.algorithm("lax"):
-        np.testing.assert_array_equal(y, jax.jit(lambda x: ops.conv(x, KERNEL, stride=2))(X))
+        np.testing.assert_array_equal(y, jax.jit(lambda x: ops.conv(x, kernel, stride=2))(x))
 
 
 def test_a_fault_in_the_table_of_the_machine_names_the_file_and_the_line(machine):
@@ -308,10 +313,50 @@ def test_one_operation_by_lax_leaves_the_others(choices, gone):
     assert whole - left == {gone}
 
 
-def test_every_case_has_an_algorithm_that_exists():
-    cases = itertools.product(
-        correlation.FUNCTIONS, ("dense", "depthwise", "grouped"), (1, 3, 4, 7), (1, 2, 5), (1, 64)
-    )
-    for operation, kind, window, stride, inputs in cases:
-        chosen = choice.choose(case(operation, kind, window=window, stride=stride, inputs=inputs))
-        assert chosen in choice.ALGORITHMS[operation]
+# Of networks that are measured: image, kernel, stride, and what computes the convolution, its input
+# gradient and its weight gradient: what is fastest on two cores with AVX-512.
+LAYERS = {
+    "LeNet 1": ((128, 28, 28, 1), (5, 5, 1, 32), 1, "im2col col2im canonical"),
+    "LeNet 2": ((128, 14, 14, 32), (5, 5, 32, 64), 1, "winograd winograd winograd"),
+    "stem of CIFAR": ((128, 32, 32, 3), (3, 3, 3, 64), 1, "im2col col2im canonical"),
+    "stem of ImageNet": ((8, 224, 224, 3), (7, 7, 3, 64), 2, "lax phases canonical"),
+    "patches": ((8, 224, 224, 3), (4, 4, 3, 96), 4, "im2col col2im canonical"),
+    "16 channels": ((128, 32, 32, 16), (3, 3, 16, 16), 1, "lax flipped canonical"),
+    "32 channels": ((128, 32, 32, 32), (3, 3, 32, 32), 1, "lax flipped winograd"),
+    "64 channels": ((128, 32, 32, 64), (3, 3, 64, 64), 1, "winograd winograd winograd"),
+    "512 channels": ((128, 4, 4, 512), (3, 3, 512, 512), 1, "winograd winograd winograd"),
+    "2x2 images": ((128, 2, 2, 64), (3, 3, 64, 64), 1, "lax flipped canonical"),
+    "392 places": ((8, 7, 7, 512), (3, 3, 512, 512), 1, "lax flipped canonical"),
+    "down": ((128, 32, 32, 64), (3, 3, 64, 128), 2, "lax phases taps"),
+    "1x1": ((8, 56, 56, 64), (1, 1, 64, 256), 1, "dot dot dot"),
+    "1x1 down": ((8, 56, 56, 256), (1, 1, 256, 512), 2, "dot dot dot"),
+    "depthwise 7x7": ((8, 56, 56, 96), (7, 7, 1, 96), 1, "depthwise depthwise depthwise"),
+    "depthwise down": ((64, 48, 48, 96), (3, 3, 1, 96), 2, "depthwise depthwise depthwise"),
+    "32 groups": ((8, 56, 56, 128), (3, 3, 4, 128), 1, "im2col flipped im2col"),
+    "32 groups down": ((8, 56, 56, 128), (3, 3, 4, 128), 2, "im2col col2im im2col"),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layer_of_a_network_and_its_gradients_have_the_algorithms_of_the_table(layer, monkeypatch):
+    image, kernel, stride, expected = LAYERS[layer]
+    low = 0 if kernel[0] == stride else kernel[0] // 2
+    chosen = {}
+    for operation, functions in correlation.FUNCTIONS.items():
+        for name, function in functions.items():
+
+            def record(*arguments, operation=operation, name=name, function=function):
+                chosen[operation] = name
+                return function(*arguments)
+
+            monkeypatch.setitem(functions, name, record)
+
+    def both_ways(x, kernel):
+        groups = x.shape[-1] // kernel.shape[-2]
+        y, back = jax.vjp(
+            lambda *both: ops.conv(*both, stride=stride, padding=low, groups=groups), x, kernel
+        )
+        return y, back(jnp.ones_like(y))
+
+    jax.jit(both_ways).lower(*(jax.ShapeDtypeStruct(each, jnp.float32) for each in (image, kernel)))
+    assert [chosen[operation] for operation in correlation.FUNCTIONS] == expected.split()

@@ -77,10 +77,16 @@ def test_half_precision_has_a_maximum_and_a_gradient(dtype):
     np.testing.assert_array_equal(pull(jnp.ones_like(y))[0].astype(jnp.float32), gradient)
 
 
-def test_what_is_no_number_is_the_maximum_as_in_pytorch():
-    x = tied(1, 4, 4, 1)
-    x[0, 1, 2, 0] = np.nan
-    np.testing.assert_array_equal(jax.jit(pooled(halves))(x), by_pytorch(x, halves)[0])
+@pytest.mark.parametrize("places", [[(1, 2)], [(0, 0), (0, 1), (1, 0), (1, 1)], [(2, 2), (3, 3)]])
+@both
+def test_what_is_no_number_is_the_maximum_and_has_the_gradient_as_in_pytorch(options, places):
+    x = tied(1, 6, 7, 1)
+    for row, column in places:
+        x[0, row, column, 0] = np.nan
+    expected, gradient = by_pytorch(x, options)
+    y, pull = jax.vjp(jax.jit(pooled(options)), x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], gradient)
 
 
 @both

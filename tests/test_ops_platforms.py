@@ -99,6 +99,16 @@ def test_an_op_outside_of_jit_leaves_its_batch_spread_over_devices():
         )
 
 
+def test_a_batch_whose_spread_is_part_of_its_type_has_the_gradients_of_one_device():
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        spread = jax.device_put(IMAGES, P("data"))
+        params = jax.device_put(PARAMS, P())
+        assert jax.typeof(spread).sharding.spec == P("data", None, None, None)
+        assert_equal_trees(jax.jit(gradient)(params, spread), expected())
+        y = jax.jit(lambda x, kernel: ops.max_pool(ops.conv(x, kernel), 2))(spread, params["conv"])
+        assert jax.typeof(y).sharding.spec == P("data", None, None, None)
+
+
 @pytest.mark.parametrize("checked", [True, False])
 def test_gradients_inside_shard_map_are_those_of_one_device(checked):
     def loss(params, x):

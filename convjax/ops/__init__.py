@@ -33,6 +33,7 @@ from convjax.ops.activation import (
 )
 from convjax.ops.choice import algorithm
 from convjax.ops.conv import conv, conv_transpose, depthwise_conv
+from convjax.ops.correlation import convolutions_saveable
 from convjax.ops.dense import dense
 from convjax.ops.dropout import drop_path, dropout, spatial_dropout
 from convjax.ops.norm import (
@@ -67,6 +68,7 @@ __all__ = [
     "celu",
     "conv",
     "conv_transpose",
+    "convolutions_saveable",
     "dense",
     "depthwise_conv",
     "drop_path",

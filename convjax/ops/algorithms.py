@@ -36,6 +36,9 @@ from convjax.ops.geometry import Geometry, Tap, flat, interleave, painted, shift
 
 Algorithm = Callable[[Array, Array, Geometry], Array]
 
+# XLA compiles every group by itself: 64 of them took it 8 s.
+MOST_GROUPS = 32
+
 
 def lax_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """XLA's own convolution."""
@@ -231,10 +234,14 @@ def dimensions(ndim: int) -> lax.ConvDimensionNumbers:
 
 
 def _split(algorithm: Algorithm, a: Array, b: Array, geometry: Geometry) -> Array:
-    """A grouped convolution as one for each group."""
-    groups = geometry.groups
-    pairs = zip(jnp.split(a, groups, -1), jnp.split(b, groups, -1), strict=True)
-    return jnp.concatenate([algorithm(*pair, geometry._replace(groups=1)) for pair in pairs], -1)
+    """A grouped convolution as one for each group, or as batched dots where they would be many."""
+    groups, one = geometry.groups, geometry._replace(groups=1)
+    if groups <= MOST_GROUPS:
+        pairs = zip(jnp.split(a, groups, -1), jnp.split(b, groups, -1), strict=True)
+        return jnp.concatenate([algorithm(*pair, one) for pair in pairs], -1)
+    parts = (jnp.moveaxis(each.reshape(*each.shape[:-1], groups, -1), -2, 0) for each in (a, b))
+    result = jnp.moveaxis(jax.vmap(lambda *pair: algorithm(*pair, one))(*parts), 0, -2)
+    return result.reshape(*result.shape[:-2], -1)
 
 
 def _dot(x: Array, matrix: Array) -> Array:

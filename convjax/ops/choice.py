@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from convjax.names import nearest
 # The first row that fits is taken. Windows and strides are those of the largest dimension,
 # `inputs` and `features` the channels of an image and of its output, `size` the smallest spatial
 # extent of the output, and `places` all of its pixels in a batch.
-# Measured on 2 cores with AVX-512: docs/performance.md has the figures.
+# Measured on 2 cores with AVX-512 by `python -m benchmarks.choose`.
 TABLE = """
 operation    kind       window  stride  inputs  features  size  places  algorithm
 conv         depthwise  any     any     any     any       any   any     depthwise
@@ -38,8 +38,10 @@ conv_weight  dense      1       any     any     any       any   any     dot
 conv         dense      3       1       64+     64+       4+    1024+   winograd
 conv_input   dense      3       1       64+     64+       4+    1024+   winograd
 conv_weight  dense      3       1       32+     32+       4+    1024+   winograd
-conv         dense      1-5     any     1-2     any       any   any     taps
-conv         dense      2-4     any     3-4     any       any   any     im2col
+conv         dense      5       1       32+     32+       4+    1024+   winograd
+conv_input   dense      5       1       32+     32+       4+    1024+   winograd
+conv_weight  dense      5       1       32+     32+       4+    1024+   winograd
+conv         dense      2-5     any     1-4     any       any   any     im2col
 conv_input   dense      1-5     any     1-4     any       any   any     col2im
 conv_weight  dense      2-3     2+      5+      any       any   any     taps
 conv_weight  dense      any     any     any     any       any   any     canonical
@@ -117,6 +119,8 @@ def algorithm(everything: str | None = None, /, **choices: str) -> Iterator[None
         )
     chosen = dict.fromkeys(ALGORITHMS, "lax") if everything else dict(_forced.value)
     for operation, name in choices.items():
+        if not isinstance(name, str):
+            raise ValueError(f"algorithm: {operation}={name!r}: give the name of an algorithm")
         if operation not in ALGORITHMS:
             raise ValueError(
                 f"algorithm: no operation {operation!r}: {nearest(operation, ALGORITHMS)}"
@@ -139,9 +143,10 @@ def forced(operation: str) -> str | None:
     return dict(_forced.value).get(operation)
 
 
-def choose(case: Case) -> str:
-    """The algorithm of the first row that fits."""
-    return next((row.algorithm for row in rows() if row.fits(case)), "lax")
+def choose(case: Case, possible: Callable[[str], bool] = lambda name: True) -> str:
+    """The algorithm of the first row that fits and whose algorithm is possible, else lax."""
+    fitting = (row.algorithm for row in rows() if row.fits(case))
+    return next(filter(possible, fitting), "lax")
 
 
 def read_table(text: str, name: str) -> list[Row]:
@@ -162,9 +167,10 @@ def read_table(text: str, name: str) -> list[Row]:
                 f"{name}, line {number} has {len(cells)} cells: it needs {', '.join(Row._fields)}"
             )
         operation, kind, *ranges, chosen = cells
-        if operation not in ALGORITHMS or chosen not in ALGORITHMS[operation]:
-            known = ALGORITHMS.get(operation, ALGORITHMS)
-            wrong = chosen if operation in ALGORITHMS else operation
+        tabled = {each: names for each, names in ALGORITHMS.items() if each.startswith("conv")}
+        if operation not in tabled or chosen not in tabled[operation]:
+            known = tabled.get(operation, tabled)
+            wrong = chosen if operation in tabled else operation
             raise ValueError(f"{name}, line {number} has {wrong!r}: {nearest(wrong, known)}")
         if kind not in ("any", "dense", "depthwise", "grouped"):
             raise ValueError(

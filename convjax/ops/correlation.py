@@ -56,6 +56,9 @@ FUNCTIONS: dict[str, dict[str, algorithms.Algorithm]] = {
         "depthwise": depthwise.depthwise_weight,
     },
 }
+# A stride takes a sum, or a convolution, for each of its remainders, and a depthwise window as many
+# products as taps: more than so many take XLA seconds to compile.
+MOST_SUMS, MOST_CONVOLUTIONS, MOST_TAPS = 64, 16, 1024
 # Those that call XLA's convolution, which is slow where every member has a kernel of its own.
 CONVOLUTIONS = ("lax", "canonical", "flipped", "phases")
 
@@ -77,17 +80,32 @@ def paint(g: Array, kernel: Array, geometry: Geometry) -> Array:
     return _bind("conv_input", g, kernel, geometry)
 
 
+def convolutions_saveable(primitive: Any, *arguments: Any, **params: Any) -> bool:
+    """A policy of `jax.checkpoint`: convolutions and dots are stored, all else is computed again.
+
+    `jax.checkpoint_policies.dots_saveable` knows only the convolutions of XLA's own.
+
+    >>> step = jax.checkpoint(jnp.sin, policy=convolutions_saveable)
+    """
+    return primitive in (_forward, _input) or jax.checkpoint_policies.dots_saveable(
+        primitive, *arguments, **params
+    )
+
+
 def applies(operation: str, name: str, geometry: Geometry, channels: int) -> bool:
     """Whether an algorithm can compute an operation of that geometry over that many channels."""
     grouped, rank = geometry.groups > 1, len(geometry.size)
     plain = all(gap == 1 for gap in geometry.dilation)
+    phases = math.prod(geometry.stride)
     return {
         "dot": geometry.window == (1,) * rank and not grouped,
         "taps": not grouped,
         "winograd": winograd.applies(geometry),
-        "depthwise": geometry.groups == channels,
+        "depthwise": geometry.groups == channels
+        and (phases if operation == "conv_input" else 1) <= MOST_SUMS
+        and math.prod(geometry.window) <= MOST_TAPS,
         "flipped": geometry.stride == (1,) * rank,
-        "phases": plain and not grouped,
+        "phases": plain and not grouped and phases <= MOST_CONVOLUTIONS,
         "canonical": not grouped,
     }.get(name, True)
 
@@ -124,13 +142,15 @@ def _compute(operation: str, on_cpu: bool) -> Callable[..., Array]:
         a: Array, b: Array, *, geometry: Geometry, forced: Any, precision: Any, members: bool
     ) -> Array:
         with jax.default_matmul_precision(precision):
-            return chosen(a, b, geometry=geometry, forced=forced, members=members)
+            return chosen(a, b, geometry, forced, precision, members)
 
-    def chosen(a: Array, b: Array, *, geometry: Geometry, forced: Any, members: bool) -> Array:
+    def chosen(
+        a: Array, b: Array, geometry: Geometry, forced: Any, precision: Any, members: bool
+    ) -> Array:
         name = "lax"
         if on_cpu and a.size and b.size:
             first = (a[0], b[0]) if members else (a, b)
-            name = _name(operation, *first, geometry, forced, members)
+            name = _name(operation, *first, geometry, forced, precision, members)
         function = partial(_with_geometry, FUNCTIONS[operation][name], geometry)
         if members:
             function = jax.vmap(function)
@@ -149,11 +169,15 @@ def _with_geometry(
 
 
 def _name(
-    operation: str, a: Array, b: Array, geometry: Geometry, forced: Any, members: bool
+    operation: str,
+    a: Array,
+    b: Array,
+    geometry: Geometry,
+    forced: Any,
+    precision: str | None,
+    members: bool,
 ) -> str:
     """The name of the algorithm: the one that is asked for, if it applies, or that of the table."""
-    if not (a.size and b.size):
-        return "lax"
     channels = b.shape[-2] * geometry.groups if operation != "conv_weight" else a.shape[-1]
     asked = dict(zip(PRIMITIVES, forced, strict=True))[operation]
     if asked and applies(operation, asked, geometry, channels):
@@ -169,9 +193,12 @@ def _name(
         min(geometry.out),
         a.shape[0] * math.prod(geometry.out),
     )
-    name = choice.choose(case)
-    if not applies(operation, name, geometry, channels):
-        name = "lax"
+
+    def possible(name: str) -> bool:
+        exact = name != "winograd" or precision not in ("highest", "float32")
+        return exact and applies(operation, name, geometry, channels)
+
+    name = choice.choose(case, possible)
     if members and name in CONVOLUTIONS:
         return {"conv": "im2col", "conv_input": "col2im", "conv_weight": "im2col"}[operation]
     return name

@@ -96,17 +96,24 @@ def painted(piece: Callable[[int, Any], Array], g: Any, geometry: Geometry) -> A
     """
     rank = len(geometry.size)
     length = [-(-n // step) for n, step in zip(geometry.size, geometry.stride, strict=True)]
-    phases = list(itertools.product(*map(range, geometry.stride)))
-    starts: dict[Tap, dict[int, Tap]] = {phase: {} for phase in phases}
-    for phase, (number, offset) in itertools.product(phases, enumerate(geometry.offsets)):
-        steps = [
-            divmod(place + low - gap, step)
-            for place, (low, _), gap, step in zip(
-                phase, geometry.pads, offset, geometry.stride, strict=True
-            )
+    numbers = {tap: number for number, tap in enumerate(geometry.taps)}
+    # For each dimension and each remainder the taps that meet it, with where they begin in g.
+    meet: list[list[dict[int, int]]] = []
+    for window, step, gap, (low, _) in zip(
+        geometry.window, geometry.stride, geometry.dilation, geometry.pads, strict=True
+    ):
+        begin = [
+            [divmod(rest + low - place * gap, step) for place in range(window)]
+            for rest in range(step)
         ]
-        if not any(rest for _, rest in steps):
-            starts[phase][number] = tuple(whole for whole, _ in steps)
+        meet.append([{at: i for at, (i, rest) in enumerate(each) if not rest} for each in begin])
+    starts: dict[Tap, dict[int, Tap]] = {}
+    for phase in itertools.product(*map(range, geometry.stride)):
+        of_phase = [each[rest] for each, rest in zip(meet, phase, strict=True)]
+        starts[phase] = {
+            numbers[tap]: tuple(each[at] for each, at in zip(of_phase, tap, strict=True))
+            for tap in itertools.product(*of_phase)
+        }
     every = [start for taps in starts.values() for start in taps.values()]
     pads = [
         (max(0, -min(at)), max(0, max(at) + n - have))

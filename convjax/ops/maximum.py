@@ -77,7 +77,8 @@ def _first(x: Array, geometry: Geometry) -> Array:
     seen = _seen(x, geometry)
     largest, first = seen[0], jnp.zeros(seen[0].shape, jnp.int8)
     for number, a in enumerate(seen[1:], 1):
-        first = jnp.where(a > largest, np.int8(number), first)
+        # As in PyTorch a NaN counts as the largest, and the last one of several.
+        first = jnp.where((a > largest) | (a != a), np.int8(number), first)
         largest = lax.max(largest, a)
     return first
 

@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from convjax.ops.arguments import along, describe, floating, spatial, wide_dtype
+from convjax.ops.primitive import unmarked
 from convjax.ops.sums import channel_sum, spread, spread_along
 
 
@@ -59,7 +60,8 @@ def moments(
         mean = summed.reshape(shape) / (values.size // math.prod(shape))
         return mean if axis_name is None else lax.pmean(mean, axis_name)
 
-    about = lax.stop_gradient(average(x[:1] if all_places else x))
+    # JAX slices no axis that is spread over devices by name.
+    about = lax.stop_gradient(average(x[:1] if all_places and unmarked(x) else x))
     away = average(x - about)
     mean = about + away
     # A fixed number in the place of the mean: so neither gradient needs a sum over the other's.
