@@ -239,8 +239,8 @@ def _split(algorithm: Algorithm, a: Array, b: Array, geometry: Geometry) -> Arra
     if groups <= MOST_GROUPS:
         pairs = zip(jnp.split(a, groups, -1), jnp.split(b, groups, -1), strict=True)
         return jnp.concatenate([algorithm(*pair, one) for pair in pairs], -1)
-    parts = (jnp.moveaxis(each.reshape(*each.shape[:-1], groups, -1), -2, 0) for each in (a, b))
-    result = jnp.moveaxis(jax.vmap(lambda *pair: algorithm(*pair, one))(*parts), 0, -2)
+    split = [jnp.moveaxis(each.reshape(*each.shape[:-1], groups, -1), -2, 0) for each in (a, b)]
+    result = jnp.moveaxis(jax.vmap(lambda a, b: algorithm(a, b, one))(*split), 0, -2)
     return result.reshape(*result.shape[:-2], -1)
 
 
