@@ -120,10 +120,7 @@ def load(config: Experiment, split: str) -> Dataset:
 def network(config: Experiment, images: Dataset) -> Layer:
     """The network of the config, once it is known to take these images and tell their classes."""
     name, classes = config.model.name, len(images.classes)
-    try:
-        choice.rows()
-    except ValueError as error:
-        raise UserError(f"{error}: mend the file, or unset CONVJAX_ALGORITHMS") from error
+    _check_algorithms()
     try:
         net = models.create(name, classes=classes, **config.model.args)
     except ValueError as error:
@@ -150,6 +147,14 @@ def network(config: Experiment, images: Dataset) -> Layer:
             f"{config.data.name} has {classes} classes, so [2,{classes}] is needed"
         )
     return net
+
+
+def _check_algorithms() -> None:
+    """Raises UserError for a table of algorithms that cannot be read."""
+    try:
+        choice.rows()
+    except ValueError as error:
+        raise UserError(f"{error}: mend the file, or unset CONVJAX_ALGORITHMS") from error
 
 
 def spec_of(images: Dataset, batch: int) -> jax.ShapeDtypeStruct:

@@ -1,9 +1,9 @@
 """What XLA is told for each platform, when it compiles, and where its programs are kept.
 
-keep_programs()                              # on disk, for the next process
+keep_programs()                                  # on disk, for the next process
 with Compiler() as compiler:
     program = compiler.start(jax.jit(f), spec)   # compiled in the background
-    y = program(x)                           # waits until it is
+    y = program(x)                               # waits until it is
 """
 
 from __future__ import annotations

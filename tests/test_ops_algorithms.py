@@ -402,6 +402,16 @@ def test_convolutions_are_computed_again_in_the_backward_pass_unless_the_policy_
     assert len(re.findall(r"convjax_conv\b", text)) == 2 * times
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint])
+def test_an_output_that_nobody_uses_has_a_gradient_of_zero(transform, wanted):
+    geometry = square((8, 8), 3)
+    x, kernel, _ = arrays(geometry, 2, 4, 4, np.float32)
+    unused = transform(lambda x, kernel: (convolution(geometry)(x, kernel), 0 * x.sum()))
+    for slopes in jax.grad(lambda x, kernel: unused(x, kernel)[1], wanted)(x, kernel):
+        assert not slopes.any()
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_weight_gradient_that_is_not_finite_changes_no_input_gradient(value):
     geometry = square((8, 8), 3)

@@ -226,6 +226,7 @@ def _jvp(primals, tangents, **params):
 
 
 def _transpose(g, x, kernel, **params):
+    g = ad.instantiate_zeros(g)
     if ad.is_undefined_primal(x):
         return [_input.bind(g, kernel, **params), None]
     return [None, _weight.bind(x, g, **params)]
@@ -244,6 +245,7 @@ def _transpose_both(g, dx, dkernel, x, kernel, *, geometry, **params):
     more memory for a ResNet-18. It costs nothing but for 1x1 and depthwise convolutions, which ran
     up to a fifth slower and are left as they are.
     """
+    g = ad.instantiate_zeros(g)
     weight = _weight.bind(x, g, geometry=geometry, **params)
     if max(geometry.window) > 1 and geometry.groups == 1 and weight.size:
         # Nothing is larger than infinity, which XLA does not know: adds 0, once there is a weight.

@@ -2,7 +2,8 @@
 
 Means of a batch, the gradients of a bias and of a scale, and global pooling are such sums. XLA's
 own reduction over all axes but the last, as `convjax.compiler` has it compiled for the CPU, takes 5
-to 10 times as long as adding up slabs of rows, which is how `sum_places` does it.
+to 10 times as long as adding up slabs of rows, which is how `sum_places` does it: the first time as
+a reduction, into which XLA fuses what makes the summed, and then as sums of slices.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def sum_places(x: Array, keep: int = 0) -> Array:
     kept, channels, dtype = x.shape[:keep], x.shape[-1], x.dtype
     x = x.reshape(*kept, math.prod(x.shape[keep:-1]), channels).astype(wide_dtype(x))
     slabs = divisor(x.shape[keep], SLABS)
+    # No second reduction may follow: XLA would join the two into the slow one.
     if x.shape[keep] > MOST_ROWS and slabs > 1:
         x = x.reshape(*kept, slabs, -1, channels).sum(keep)
     while x.shape[keep] > MOST_ROWS:
