@@ -282,7 +282,7 @@ def test_loading_works_without_tensorflow(root):
 
 def test_a_missing_tfds_is_an_error_with_the_command_that_installs_it(root):
     code = """
-for name in "insects", "cifar10":
+for name in "insects", "svhn_cropped":
     try:
         load(name, "train", sys.argv[1])
     except (ModuleNotFoundError, ValueError) as error:
@@ -290,5 +290,5 @@ for name in "insects", "cifar10":
 """
     said = run_without(["tensorflow_datasets", "array_record"], code, root).splitlines()
     assert "pip install tensorflow-datasets array-record" in said[0]
-    assert "unknown data set 'cifar10'" in said[1]
+    assert "unknown data set 'svhn_cropped'" in said[1]
     assert "TFDS, which knows more, is not installed" in said[1]

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from convjax.data.views import NUMBERS
+
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order in which an epoch sees the images: a permutation of `range(size)`, int32 `[size]`.
@@ -47,6 +49,18 @@ def batch_indices(seed: int, epoch: int, step: int, size: int, batch_size: int) 
             f"an epoch has {steps} batches of {batch_size} from {size} images"
         )
     return epoch_order(seed, epoch, size)[step * batch_size : (step + 1) * batch_size]
+
+
+def random_numbers(seed: int, epoch: int, place: int, count: int) -> np.ndarray:
+    """The numbers of `count` images from a place in an epoch on, float64 `[count, NUMBERS]`.
+
+    They are the upper 53 bits of raw numbers of Philox4x64-10, in [0, 1). The counter's last word
+    is 1, where that of the epoch's order is 0: the two have no number in common.
+    """
+    counter = np.array([place * NUMBERS // 4, 0, 0, 1], np.uint64)  # four numbers a count
+    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=counter)
+    bits = philox.random_raw(count * NUMBERS).reshape(count, NUMBERS)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:

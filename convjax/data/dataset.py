@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +54,28 @@ def checked(dataset: Dataset, source: str) -> Dataset:
             f"({len(classes)} classes)"
         )
     return dataset
+
+
+def check_memory(shape: Sequence[int], source: str, instead: str) -> None:
+    """Raises ValueError where uint8 images of this shape are more than the machine's memory.
+
+    source: where they come from. instead: what to do about it.
+    """
+    need, there = math.prod(shape), _memory()
+    if need > there:
+        sizes = "x".join(map(str, shape))
+        raise ValueError(
+            f"{source}: {sizes} images take {need / 2**30:.1f} GiB, and the machine has "
+            f"{there / 2**30:.1f}: {instead}, or take a part such as train[:10%]"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's share."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, ValueError):  # No such file, or "max".
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def _shape(array: np.ndarray) -> str:

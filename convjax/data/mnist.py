@@ -6,15 +6,14 @@ MNIST (LeCun et al., 1998), Fashion-MNIST (Xiao et al., 2017), Kuzushiji-MNIST (
 
 from __future__ import annotations
 
-import json
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from convjax.data.dataset import Dataset, checked
+from convjax.data.downloads import noted
 from convjax.data.idx import IdxError, read_idx
 
 SPLITS = ("train", "test")
@@ -63,19 +62,11 @@ def find(member: Member, split: str, folders: list[Path]) -> tuple[Path, Path] |
 
 def find_download(name: str, member: Member, split: str, root: Path) -> tuple[Path, Path] | None:
     """The files of a split among the downloads of TFDS, which notes their names beside them."""
-    downloads = root / "downloads"
     if name.startswith("emnist/"):  # It comes as one archive, which TFDS extracts.
-        return find(member, split, sorted(downloads.glob("extracted/*/gzip")))
-    files = {}
-    for note in _notes(downloads):
-        try:
-            about = json.loads(note.read_text())
-        except ValueError as error:
-            raise ValueError(f"{note}: no JSON ({error}); remove it and its file") from error
-        if name in about.get("dataset_names", ()):
-            files[about.get("original_fname")] = note.with_suffix("")
+        return find(member, split, sorted(root.glob("downloads/extracted/*/gzip")))
+    files = noted(name, root)
     images, labels = (files.get(f"{file}.gz") for file in member.files(split))
-    return (images, labels) if images and labels and images.is_file() and labels.is_file() else None
+    return (images, labels) if images and labels else None
 
 
 def read(member: Member, images: Path, labels: Path) -> Dataset:
@@ -95,12 +86,6 @@ def _spelled(folder: Path, file: str) -> Path | None:
     dotted = file.replace("-idx", ".idx")
     spellings = (folder / f"{name}{end}" for name in (file, dotted) for end in ("", ".gz"))
     return next((path for path in spellings if path.is_file()), None)
-
-
-def _notes(downloads: Path) -> Iterator[Path]:
-    # Not deeper: the folder may hold the millions of files of other data sets.
-    yield from sorted(downloads.glob("*.INFO"))
-    yield from sorted(downloads.glob("*/*.INFO"))
 
 
 _FASHION = (

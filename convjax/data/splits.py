@@ -46,6 +46,30 @@ def part(start: str, stop: str, size: int) -> slice:
     return slice(first, last)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two parts have images in common, as far as their texts tell.
+
+    They tell nothing where one is in percentages and the other in numbers.
+
+    >>> overlap("train", "train[90%:]"), overlap("train[:90%]", "train[90%:]")
+    (True, False)
+    """
+    found = [_SPLIT.fullmatch(split) for split in (one, other)]
+    names = {match and match[1] for match in found}
+    if None in names or len(names) > 1:
+        return False
+    ends = [[end or "" for end in match.groups()[1:]] for match in found if match]
+    shares = {end.endswith("%") for pair in ends for end in pair if end}
+    if len(shares) > 1:
+        return False
+    try:
+        size = 2**31 if shares == {False} else 10_000
+        first, second = (part(start, stop, size) for start, stop in ends)
+    except ValueError:
+        return False  # It is told when the split is read.
+    return max(first.start, second.start) < min(first.stop, second.stop)
+
+
 _END = r"(-?\d+%?)?"
 _SPLIT = re.compile(rf"([\w-]+)(?:\[{_END}:{_END}\])?")
 

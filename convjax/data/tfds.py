@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from convjax.data.dataset import DataNotFoundError, Dataset
+from convjax.data.examples import Example
 from convjax.data.splits import parse_split, part
 from convjax.names import nearest
 
 
 def prepared(name: str, root: Path) -> list[str]:
     """What lies prepared below `root` under a name, each as `NAME[/CONFIG]:VERSION`."""
-    base = _base(name)
+    base = base_of(name)
     found = itertools.chain(root.glob(f"{base}/*/{_MARK}"), root.glob(f"{base}/*/*/{_MARK}"))
     folders = sorted(path.parent.relative_to(root) for path in found)
     return [f"{folder.parent.as_posix()}:{folder.name}" for folder in folders]
@@ -33,6 +34,11 @@ def known() -> list[str]:
     import tensorflow_datasets
 
     return tensorflow_datasets.list_builders(with_community_datasets=False)
+
+
+def base_of(name: str) -> str:
+    """The name of a data set without its config and version."""
+    return name.partition(":")[0].partition("/")[0]
 
 
 def read(name: str, split: str, root: Path) -> Dataset:
@@ -68,6 +74,40 @@ def read(name: str, split: str, root: Path) -> Dataset:
     return Dataset(images, labels, tuple(features[label].names))
 
 
+class Records:
+    """The examples of a split of a prepared data set, read one at a time and not decoded.
+
+    It is given to another process by its name and opened there anew. Unlike `read`, it takes images
+    of any sizes; it raises what `read` raises, the moment it is made.
+    """
+
+    def __init__(self, name: str, split: str, root: Path):
+        self.name, self.split, self.root = name, split, root
+        builder = _builder(name, root)
+        self._image, self._label = _keys(name, builder.info)
+        features = builder.info.features
+        self.classes = tuple(features[self._label].names)
+        self._wanted = type(features)({key: features[key] for key in (self._image, self._label)})
+        self._source = _source(name, split, builder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Records, (self.name, self.split, self.root)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        from tensorflow_datasets import decode
+
+        as_stored = {self._image: decode.SkipDecoding()}
+        (record,) = self._source.__getitems__([index])
+        example = self._wanted.deserialize_example_np(record, decoders=as_stored)
+        place, label = f"image {index} of {self.name} ({self.split})", int(example[self._label])
+        if not 0 <= label < len(self.classes):
+            raise ValueError(f"{place}: label {label} is outside 0 to {len(self.classes) - 1}")
+        return Example(example[self._image], label, place)
+
+
 _MARK = "features.json"
 _AT_ONCE = 1024
 _NEEDS = (
@@ -75,10 +115,6 @@ _NEEDS = (
     ("array_record", "array-record"),
     ("PIL", "pillow"),
 )
-
-
-def _base(name: str) -> str:
-    return name.partition(":")[0].partition("/")[0]
 
 
 def _builder(name: str, root: Path) -> Any:
