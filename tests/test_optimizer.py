@@ -6,59 +6,13 @@ import numpy as np
 import optax
 import pytest
 import torch
+from optimization import TREE, assert_same, constant, ours, theirs
 
 from convjax import tree
 from convjax.config import ConfigError
 from convjax.training import schedule
-from convjax.training.optimizer import check_decay, decayed, hyper_of, make, names
-
-constant = schedule.make("constant", steps=5)
-PARAMS = {
-    "conv1": {"kernel": np.random.default_rng(0).normal(size=(3, 3, 2, 4)), "bias": np.ones(4)},
-    "norm1": {"scale": np.ones(4), "bias": np.zeros(4)},
-}
-TREE = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS)
-
-
-def gradients(step):
-    draw = np.random.default_rng(100 + step)
-    return jax.tree.map(lambda x: draw.normal(size=x.shape), PARAMS)
-
-
-def ours(optimizer, hyper, steps=5):
-    params, opt = TREE, optimizer(hyper, jnp.int32(0)).init(TREE)
-    for step in range(steps):
-        grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients(step))
-        updates, opt = optimizer(hyper, jnp.int32(step)).update(grads, opt, params)
-        params = optax.apply_updates(params, updates)
-    return params
-
-
-def theirs(make_optimizer, decay, clip=None, rates=None, steps=5):
-    """The same steps by torch in float64; only kernels decay."""
-    params = {
-        name: torch.tensor(leaf, dtype=torch.float64, requires_grad=True)
-        for name, leaf in tree.leaves(PARAMS).items()
-    }
-    kernels = [leaf for name, leaf in params.items() if name.endswith("kernel")]
-    others = [leaf for name, leaf in params.items() if not name.endswith("kernel")]
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = make_optimizer(groups)
-    for step in range(steps):
-        for name, grad in tree.leaves(gradients(step)).items():
-            params[name].grad = torch.tensor(grad)
-        if clip:
-            torch.nn.utils.clip_grad_norm_(list(params.values()), clip)
-        for group in optimizer.param_groups:
-            group["lr"] = rates[step] if rates else group["lr"]
-        optimizer.step()
-    return {name: leaf.detach().numpy() for name, leaf in params.items()}
-
-
-def assert_same(found, expected, rtol=2e-5):
-    assert tree.leaves(found).keys() == expected.keys()
-    for name, leaf in tree.leaves(found).items():
-        np.testing.assert_allclose(leaf, expected[name], rtol=rtol, atol=2e-6, err_msg=name)
+from convjax.training.groups import check_patterns
+from convjax.training.optimizer import decayed, hyper_of, make, names
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -130,11 +84,26 @@ def test_only_kernels_decay():
     assert not any(jax.tree.leaves(decayed(TREE, ())))
 
 
-def test_a_pattern_that_decays_nothing_is_an_error():
+def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match=r"(?s)config.optimizer.decay.*\*/kernle.*conv1/kernel"):
-        check_decay(TREE, ("*/kernle",))
+        check_patterns(TREE, ("*/kernle",), "config.optimizer.decay")
     for patterns in (), ("*",), ("*/kernel", "norm*"):
-        check_decay(TREE, patterns)
+        check_patterns(TREE, patterns, "config.optimizer.decay")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("adamw", {"b1": 1.5}, r"args\.b1 is 1\.5: give 0 or more and less than 1"),
+        ("sgd", {"momentum": "0.9"}, r"args\.momentum is '0\.9': give 0 or more and less than 1"),
+        ("sgd", {"momentum": float("nan")}, r"args\.momentum is nan: give 0 or more"),
+        ("sgd", {"nesterov": True}, r"nesterov without a momentum: give one, such as 0\.9"),
+    ],
+)
+def test_a_momentum_that_cannot_be_is_refused(name, args, message):
+    with pytest.raises(ConfigError, match=message):
+        make(name, constant, args=args)
+    make("lars", constant, args={"nesterov": True})  # Its momentum is 0.9 unless it is told.
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
@@ -148,5 +117,5 @@ def test_a_leaf_that_does_not_decay_moves_as_though_there_were_no_decay(name):
 def test_misspelt_names_are_told_the_nearest():
     with pytest.raises(ConfigError, match="'adamww': did you mean 'adamw'"):
         make("adamww", constant)
-    with pytest.raises(ConfigError, match=r"'momentun', which optax\.sgd.*did you mean 'momentum'"):
+    with pytest.raises(ConfigError, match=r"'momentun', which sgd.*did you mean 'momentum'"):
         make("sgd", constant, args={"momentun": 0.9})

@@ -1,4 +1,4 @@
-"""Optimizers of optax by name, built inside the step from numbers that are arrays.
+"""Optimizers by name, built inside the step from numbers that are arrays.
 
     optimizer = make("sgd", schedule, args={"momentum": 0.9})
     hyper = hyper_of(learning_rate=0.1, weight_decay=5e-4, args={"momentum": 0.9})
@@ -17,31 +17,61 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-import optax.contrib
 from jax import Array
 
 from convjax import tree
 from convjax.config import ConfigError
 from convjax.layer import Params
 from convjax.names import nearest
+from convjax.training.algorithms import find, names
+from convjax.training.groups import (
+    Factors,
+    Group,
+    all_but_frozen,
+    by_group,
+    factors_of,
+    labels,
+)
+from convjax.training.rules import Rule
 from convjax.training.schedule import Schedule
+from convjax.training.transforms import adaptive_clip as clip_by_unit
+from convjax.training.transforms import lookahead
+
+__all__ = [
+    "Hyper",
+    "Optimizer",
+    "check_step",
+    "decayed",
+    "hyper_of",
+    "make",
+    "names",
+]
 
 Optimizer = Callable[["Hyper", Array], optax.GradientTransformationExtraArgs]
 
 
 class Hyper(NamedTuple):
-    """The numbers of a step that a sweep may vary, each a float32 scalar.
+    """The numbers of a step that a sweep may vary, each float32 and mostly a scalar.
 
     learning_rate: the schedule's peak.
     weight_decay, label_smoothing: as the config has them.
     args: those keywords of the optimizer that are floats, such as momentum.
+    loss: the keywords of the loss, such as gamma.
+    rules: the factors of the rules about parameters.
+    layer_decay: by how much the learning rate falls with each layer before the last.
+    sam_rho: the radius of sharpness-aware minimisation.
     """
 
     learning_rate: Array
     weight_decay: Array
     label_smoothing: Array
     args: dict[str, Array]
+    loss: dict[str, Array]
+    rules: Factors
+    layer_decay: Array
+    sam_rho: Array
 
 
 def hyper_of(
@@ -49,11 +79,26 @@ def hyper_of(
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
     args: Mapping[str, Any] = {},
+    *,
+    loss: Mapping[str, Any] = {},
+    rules: Sequence[Rule] = (),
+    layer_decay: float = 1.0,
+    sam_rho: float = 0.0,
 ) -> Hyper:
     """The numbers as arrays; of the optimizer's keywords, those that are floats."""
     floats = {name: value for name, value in args.items() if isinstance(value, float)}
-    numbers: Any = (learning_rate, weight_decay, label_smoothing, floats)
-    return Hyper(*jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), numbers))
+
+    def array(number: Any) -> Array:
+        return jnp.asarray(np.asarray(number), jnp.float32)
+
+    return Hyper(
+        *map(array, (learning_rate, weight_decay, label_smoothing)),
+        args={name: array(value) for name, value in floats.items()},
+        loss={name: array(value) for name, value in loss.items()},
+        rules=factors_of(rules),
+        layer_decay=array(layer_decay),
+        sam_rho=array(sam_rho),
+    )
 
 
 def make(
@@ -62,11 +107,18 @@ def make(
     *,
     decay: Sequence[str] = ("*/kernel",),
     clip_norm: float | None = None,
+    adaptive_clip: float | None = None,
+    adaptive_clip_skips: Sequence[str] = (),
+    rules: Sequence[Rule] = (),
+    depths: Mapping[str, int] = {},
+    lookahead_steps: int = 0,
+    lookahead_share: float = 0.5,
+    epoch: int = 1,
     args: Mapping[str, Any] = {},
 ) -> Optimizer:
-    """An optimizer of optax (or of `optax.contrib`): `(hyper, step) -> GradientTransformation`.
+    """An optimizer of `convjax.training.algorithms`: `(hyper, step) -> GradientTransformation`.
 
-    The structure of its state depends on none of the numbers.
+    The structure of its state depends on none of the numbers in `hyper`.
 
     schedule: from the step to a share of `hyper.learning_rate`.
     decay: patterns of the paths of the parameters that decay. An optimizer with a weight decay of
@@ -74,58 +126,66 @@ def make(
         (sgd, rmsprop, adam, ...) `weight_decay * parameter` is added to the gradient first, which
         is L2 regularisation and what `torch.optim.SGD` does.
     clip_norm: the global norm that the gradient is scaled down to, before anything is added to it.
-    args: further keywords of the optax function; the floats among them are taken from `hyper`.
+        Only what is trained counts.
+    adaptive_clip, adaptive_clip_skips: as in `transforms.adaptive_clip`, before `clip_norm`.
+    rules: factors of learning rate and decay by path, and what is frozen; of the rules that match a
+        path the first holds. Their factors are taken from `hyper`. Each group is trained as though
+        by an optimizer of its own, as with the parameter groups of PyTorch.
+    depths: how many layers lie between each parameter and the end, by path (`depth.depths`): its
+        learning rate is multiplied by `hyper.layer_decay` as many times.
+    lookahead_steps, lookahead_share: as `every` and `share` of `transforms.lookahead`; 0 is none.
+    epoch: the steps of an epoch, for rules that end.
+    args: further keywords of the function; the floats among them are taken from `hyper`.
 
     Raises:
-        ConfigError: for a name or a keyword that does not exist, with the nearest right one.
+        ConfigError: for a name or a keyword that does not exist, with the nearest right one, and
+            for a momentum of 1 or more, or none where Nesterov's is asked for.
     """
-    function = _function(name)
+    function = find(name)
     keywords = inspect.signature(function).parameters
-    ours = {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
-    for each in args:
-        if each not in keywords or each in ours:
-            raise ConfigError(
-                f"config.optimizer.args has {each!r}, which optax.{name} does not take: "
-                f"{nearest(each, set(keywords) - ours)}"
-            )
+    _check_args(name, keywords, args)
     mask = next((each for each in ("mask", "weight_decay_mask") if each in keywords), None)
     decouples = mask is not None and "weight_decay" in keywords
     static = {each: value for each, value in args.items() if not isinstance(value, float)}
     chosen = functools.partial(decayed, patterns=decay)
 
     def optimizer(hyper: Hyper, step: Array) -> optax.GradientTransformationExtraArgs:
-        rate = hyper.learning_rate * schedule(step)
-        native = {"weight_decay": hyper.weight_decay, mask: chosen} if decouples else {}
-        parts = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-        if not decouples:
-            parts.append(optax.add_decayed_weights(hyper.weight_decay, chosen))
-        with _loose_types():
-            parts.append(function(rate, **static, **hyper.args, **native))
-        return _in_loose_types(optax.chain(*parts))
+        peak = hyper.learning_rate * schedule(step)
+
+        def of_group(group: Group) -> optax.GradientTransformation:
+            rate, weight_decay = peak, hyper.weight_decay
+            if group.rule is not None:
+                rate = rate * hyper.rules.learning_rate[group.rule]
+                if until := rules[group.rule].until_epoch:
+                    rate = jnp.where(step < round(until * epoch), rate, 0.0)
+                weight_decay = weight_decay * hyper.rules.weight_decay[group.rule]
+            if group.depth:
+                rate = rate * hyper.layer_decay**group.depth
+            with _loose_types():
+                if decouples:
+                    native = {"weight_decay": weight_decay, mask: chosen}
+                    return function(rate, **static, **hyper.args, **native)
+                return optax.chain(
+                    optax.add_decayed_weights(weight_decay, chosen),
+                    function(rate, **static, **hyper.args),
+                )
+
+        parts: list[Any] = []
+        if adaptive_clip is not None:
+            parts.append(clip_by_unit(adaptive_clip, adaptive_clip_skips))
+        if clip_norm is not None:
+            parts.append(optax.clip_by_global_norm(clip_norm))
+        inner = by_group(of_group, rules, depths)
+        if lookahead_steps:
+            inner = lookahead(inner, every=lookahead_steps, share=lookahead_share)
+        return _in_loose_types(all_but_frozen(optax.chain(*parts, inner), rules))
 
     return optimizer
 
 
-def names() -> list[str]:
-    """The optimizers that need no more than gradients, in alphabetical order."""
-    return sorted(_functions())
-
-
 def decayed(params: Params, patterns: Sequence[str]) -> Any:
     """A tree of bools: which parameters decay."""
-    chosen = [tree.matches(path, patterns) for path in tree.leaves(params)]
-    return jax.tree.unflatten(jax.tree.structure(params), chosen)
-
-
-def check_decay(params: Params, patterns: Sequence[str]) -> None:
-    """Raises ConfigError if a pattern of what decays matches no parameter."""
-    rules = [(pattern, True) for pattern in patterns]
-    if not all(jax.tree.leaves(decayed(params, patterns))):
-        rules.append(("*", False))
-    try:
-        tree.match(params, rules)
-    except ValueError as error:
-        raise ConfigError(f"config.optimizer.decay: {error}") from None
+    return labels(params, lambda path, _: tree.matches(path, patterns))
 
 
 def check_step(optimizer: Optimizer, hyper: Hyper, params: Params, args: Mapping[str, Any]) -> None:
@@ -149,35 +209,28 @@ def check_step(optimizer: Optimizer, hyper: Hyper, params: Params, args: Mapping
         ) from error
 
 
-# Deprecated, or in need of a key or of the loss as a function.
-_LEFT_OUT = {"optimistic_adam", "noisy_sgd", "lbfgs", "sophia"}
+def _check_args(name: str, keywords: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a keyword that the optimizer does not take, or an odd momentum."""
+    ours = {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
+    for each, value in args.items():
+        if each not in keywords or each in ours:
+            raise ConfigError(
+                f"config.optimizer.args has {each!r}, which {name} does not take: "
+                f"{nearest(each, set(keywords) - ours)}"
+            )
+        if each in _SHARES and not (isinstance(value, int | float) and 0 <= value < 1):
+            raise ConfigError(
+                f"config.optimizer.args.{each} is {value!r}: give 0 or more and less than 1"
+            )
+    momentum = keywords.get("momentum")
+    if args.get("nesterov") and momentum and not args.get("momentum", momentum.default):
+        raise ConfigError(
+            "config.optimizer.args has nesterov without a momentum: give one, such as 0.9"
+        )
 
 
-@functools.cache
-def _functions() -> dict[str, Callable[..., optax.GradientTransformationExtraArgs]]:
-    """The functions that make an optimizer of a learning rate; optax's own win over contrib's."""
-    return {
-        name: value
-        for module in (optax.contrib, optax)
-        for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and not name.startswith(("_", "scale_by"))
-        and name not in _LEFT_OUT
-        and _needed(value) in ([], ["learning_rate"])
-        and "learning_rate" in inspect.signature(value).parameters
-    }
-
-
-def _needed(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.default is each.empty]
-
-
-def _function(name: str) -> Callable[..., optax.GradientTransformationExtraArgs]:
-    known = _functions()
-    if name not in known:
-        raise ConfigError(f"config.optimizer.name is {name!r}: {nearest(name, known)}")
-    return known[name]
+# The keywords that say how much of an average is kept.
+_SHARES = ("b1", "b2", "b3", "beta", "decay", "decay_rate", "momentum")
 
 
 def _in_loose_types(
