@@ -31,6 +31,8 @@ from .layers import dense as dense
 from .layers import depthwise_conv as depthwise_conv
 from .layers import drop_path as drop_path
 from .layers import dropout as dropout
+from .layers import frozen_norm as frozen_norm
+from .layers import ghost_norm as ghost_norm
 from .layers import group_norm as group_norm
 from .layers import instance_norm as instance_norm
 from .layers import layer_norm as layer_norm
@@ -72,5 +74,6 @@ from .ops import tanh as tanh
 from .surgery import after as after
 from .surgery import capture as capture
 from .surgery import replace as replace
+from .surgery import replace_norms as replace_norms
 from .surgery import rewrite as rewrite
 from .surgery import walk as walk

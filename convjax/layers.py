@@ -8,6 +8,7 @@ plain function of an array: `relu`, `flatten`, `max_pool(2)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -247,6 +248,71 @@ def batch_norm(
     return Layer(init, apply, "norm")
 
 
+def frozen_norm(norm: Layer) -> Layer:
+    """A batch norm that keeps to its running statistics when training too, and never changes them.
+
+    For fine-tuning on batches too small to take statistics of, as torchvision's and Detectron's
+    `FrozenBatchNorm2d`. Those fix scale and bias as well: here a rule does, `*/norm*: freeze`, and
+    without one they learn. Parameters and state are those of `norm`.
+
+    >>> frozen_norm(batch_norm(epsilon=1e-3, scale=False))
+    norm
+
+    Raises:
+        ValueError: when initialised, for a layer that keeps no statistics.
+    """
+
+    def apply(params: Params, state: State, x: Array, ctx: Context = Context()):
+        return norm.apply(params, state, x, replace(ctx, train=False))
+
+    return Layer(_with_statistics("frozen_norm", norm), apply, norm.kind)
+
+
+def ghost_norm(norm: Layer, size: int) -> Layer:
+    """A batch norm that, when training, normalises each `size` images by their own statistics.
+
+    The groups are of consecutive images of the whole batch, on however many devices; a batch of
+    fewer than `size` images is one group. Hoffer et al., Train longer, generalize better, 2017
+    (arXiv 1705.08741); but running statistics take one step towards the mean over all groups, where
+    the paper takes a step for each. Parameters and state are those of `norm`.
+
+    Where each device is to take statistics of its own part of a batch, as PyTorch's BatchNorm does
+    under data parallelism, that part is the size.
+
+    >>> ghost_norm(batch_norm(momentum=0.99), 32)
+    norm
+
+    Raises:
+        ValueError: for a size below 1; when initialised, for a layer that keeps no statistics; when
+            training, for a batch that does not divide into the groups, or whose part on a device
+            of `ctx.axis` does not.
+    """
+    if not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"ghost_norm: size must be a whole number of 1 or more, got {size!r}")
+
+    def apply(params: Params, state: State, x: Array, ctx: Context = Context()):
+        if not ctx.train:
+            return norm.apply(params, state, x, ctx)
+        images = x.shape[0]
+        if ctx.axis is None and images < size:
+            return norm.apply(params, state, x, ctx)
+        if images % size:
+            raise ValueError(
+                f"ghost_norm takes groups of {size} images, and a batch of {images}"
+                f"{'' if ctx.axis is None else ' on a device'} does not divide into them: "
+                f"choose a multiple of {size}, or a divisor of {images} for the size"
+            )
+
+        def each(group: Array) -> tuple[Array, State]:
+            return norm.apply(params, state, group, replace(ctx, axis=None))
+
+        y, states = jax.vmap(each)(x.reshape(images // size, size, *x.shape[1:]))
+        state = jax.tree.map(lambda leaf: leaf.mean(0), states)
+        return y.reshape(x.shape), state if ctx.axis is None else lax.pmean(state, ctx.axis)
+
+    return Layer(_with_statistics("ghost_norm", norm), apply, norm.kind)
+
+
 def layer_norm(*, epsilon: float = 1e-6, scale: bool = True, bias: bool = True) -> Layer:
     """Normalises the channels at each place (Ba et al. 2016), as ConvNeXt does."""
     return _norm(ops.layer_norm, scale=scale, bias=bias, epsilon=epsilon)
@@ -406,6 +472,21 @@ def _norm(op: Callable[..., Array], scale: bool, bias: bool, **options: Any) -> 
         return op(x, **params, **options)
 
     return parametric("norm", apply, **_affine(scale, bias, ones, zeros))
+
+
+def _with_statistics(wrapper: str, norm: Layer) -> Callable[[Array, Any], tuple[Params, State]]:
+    """The init of a norm, which is refused if there is nothing that the norm remembers."""
+
+    def init(key: Array, x: Any) -> tuple[Params, State]:
+        params, state = norm.init(key, x)
+        if not state:
+            raise ValueError(
+                f"{wrapper} takes a norm with running statistics, such as batch_norm(), but this "
+                f"{norm.kind} keeps none: leave it as it is"
+            )
+        return params, state
+
+    return init
 
 
 def _noise(op: Callable[..., Array], rate: float | Array, kind: str) -> Layer:

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from convjax.combine import Shaped, shaped
-from convjax.layer import Context, Layer, Params, State, as_layer, compose
+from jax import Array
+
+from convjax.combine import Part, Shaped, shaped
+from convjax.layer import Context, Layer, Params, Spec, State, as_layer, compose, plan
 from convjax.names import nearest
 from convjax.tree import matches
 
@@ -54,6 +56,52 @@ def replace(net: Layer, patterns: str | Iterable[str], part: Layer | Callable[[A
     patterns = _checked(net, patterns)
     new = as_layer(part)
     return rewrite(net, lambda path, old: new if matches(path, patterns) else old)
+
+
+def replace_norms(
+    net: Layer, patterns: str | Iterable[str], change: Callable[[Layer], Part]
+) -> Layer:
+    """A network in which every norm whose path matches is `change(norm)`; nothing else changes.
+
+    Patterns choose among norms alone, so that "stage1/*" are those of the first stage.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from convjax import frozen_norm, ghost_norm, models
+    >>> net = models.create("resnet18", classes=10)
+    >>> changed = replace_norms(net, "*", lambda norm: ghost_norm(norm, 32))
+    >>> changed = replace_norms(changed, ["stem/*", "stage1/*"], frozen_norm)
+
+    Parameters and state have the paths and shapes that they had:
+
+    >>> x = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
+    >>> before, after = (jax.eval_shape(each.init, jax.random.key(0), x) for each in (net, changed))
+    >>> before == after
+    True
+
+    Raises:
+        ValueError: if a pattern matches no norm, with the nearest path. Where there are `shaped`
+            parts, whose norms are known only then, this is when the network is initialised.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+
+    def changed(path: str, part: Layer) -> Layer:
+        chosen = part.kind == "norm" and matches(path, patterns)
+        return as_layer(change(part)) if chosen else part
+
+    new = rewrite(net, changed)
+    norms = [path for path, part in walk(net) if part.kind == "norm"]
+    if not _has_shaped(net):
+        _check_norms(patterns, norms)
+        return new
+
+    def init(key: Array, spec: Spec) -> tuple[Params, State]:
+        made = [
+            path for path, maker in plan(net, spec).makers.items() if maker.layer.kind == "norm"
+        ]
+        _check_norms(patterns, [*norms, *made])
+        return new.init(key, spec)
+
+    return new._replace(init=init)
 
 
 def capture(net: Layer, patterns: str | Iterable[str]) -> Layer:
@@ -157,7 +205,7 @@ def _without(state: State) -> State:
 
 def _checked(net: Layer, patterns: str | Iterable[str]) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not any(isinstance(part.wire, Shaped) for part in (net, *dict(walk(net)).values())):
+    if not _has_shaped(net):
         _check(patterns, _paths(net))
     return patterns
 
@@ -168,6 +216,21 @@ def _check(patterns: Iterable[str], paths: list[str]) -> None:
             raise ValueError(
                 f"no part of the network matches {pattern!r}; {nearest(pattern, paths)}"
             )
+
+
+def _check_norms(patterns: Iterable[str], norms: list[str]) -> None:
+    for pattern in patterns:
+        if any(matches(path, pattern) for path in norms):
+            continue
+        if any(matches(path, f"{pattern}/*") for path in norms):
+            hint = f"write '{pattern}/*' for the norms inside"
+        else:
+            hint = nearest(pattern, norms)
+        raise ValueError(f"no norm of the network matches {pattern!r}; {hint}")
+
+
+def _has_shaped(net: Layer) -> bool:
+    return any(isinstance(part.wire, Shaped) for part in (net, *dict(walk(net)).values()))
 
 
 def _paths(net: Layer) -> list[str]:

@@ -128,6 +128,10 @@ def _norms() -> Rows:
     return [
         *_everywhere("batch_norm", batch_norm()),
         ("batch_norm/vectors", batch_norm(momentum=0.5, scale=False, bias=False), VECTOR),
+        *_everywhere("frozen_norm", convjax.frozen_norm(batch_norm())),
+        ("ghost_norm/1d", convjax.ghost_norm(batch_norm(), 2), (16, 5, 4)),
+        ("ghost_norm/2d", convjax.ghost_norm(batch_norm(scale=False), 4), (32, 3, 2, 4)),
+        ("ghost_norm/3d", convjax.ghost_norm(batch_norm(), 1), (8, 2, 3, 2, 4)),
         ("layer_norm", layer_norm(), IMAGE),
         *_everywhere("group_norm", convjax.group_norm(2)),
         *_everywhere("instance_norm", convjax.instance_norm()),
@@ -225,6 +229,7 @@ def _surgery() -> Rows:
     net = serial(_features(3), block=residual(conv(3, 3), relu))
     return [
         ("replace", convjax.replace(net, "*/relu*", gelu), IMAGE),
+        ("replace_norms", convjax.replace_norms(net, "*", convjax.frozen_norm), IMAGE),
         ("rewrite", convjax.rewrite(net, _layer_norms), IMAGE),
         ("after", convjax.after(net, "features1", jnp.tanh), IMAGE),
         ("capture", convjax.capture(net, ["features1", "block/conv*"]), IMAGE),

@@ -25,6 +25,8 @@ from convjax import (
     depthwise_conv,
     drop_path,
     dropout,
+    frozen_norm,
+    ghost_norm,
     group_norm,
     instance_norm,
     layer_norm,
@@ -200,6 +202,83 @@ def test_batch_norm_on_a_mapped_axis_sees_the_batch_of_all_devices():
         assert_close(state["var"][number], theirs.running_var)
 
 
+def test_frozen_norm_trains_as_the_module_of_pytorch_in_evaluation_mode():
+    """Output and every gradient: scale and bias learn, and no gradient goes through statistics."""
+    x, weights = 1 + 3 * _normal(4, *SIZES[2], 5), _normal(4, *SIZES[2], 5, seed=1)
+    net = frozen_norm(batch_norm(epsilon=1e-2))
+    params, _ = _random_init(net, x)
+    state = {"mean": _normal(5, seed=2), "var": np.exp(_normal(5, seed=3))}
+    theirs = torch.nn.BatchNorm2d(5, eps=1e-2)
+    _copy(theirs, weight=params["scale"], bias=params["bias"])
+    _copy(theirs, running_mean=state["mean"], running_var=state["var"])
+    theirs.eval()
+    y, new = net.apply(params, state, x, Context(train=True))
+    images = channels_first(x).requires_grad_()
+    expected = theirs(images)
+    expected.backward(channels_first(weights))
+    assert_close(y, channels_last(expected))
+    of_params, of_x = _gradients(net, params, state, x, weights, Context(train=True))
+    assert_close(of_params["scale"], theirs.weight.grad)
+    assert_close(of_params["bias"], theirs.bias.grad)
+    assert_close(of_x, channels_last(images.grad))
+    assert all(new[name] is state[name] for name in state)
+
+
+@pytest.mark.parametrize("devices", [None, 2], ids=["one device", "two devices"])
+def test_ghost_norm_trains_as_the_module_of_pytorch_on_each_chunk(devices: int | None):
+    """Outputs, gradients and running statistics, these the means of the chunks', over two steps."""
+    steps = [_uneven(8, seed) for seed in range(2)]
+    weights = _normal(*steps[0].shape, seed=5)
+    net = ghost_norm(batch_norm(momentum=0.7), 2)
+    params, _ = _random_init(net, steps[0])
+    _, state = net.init(jax.random.key(0), steps[0])
+    mean, var = np.zeros(5, np.float32), np.ones(5, np.float32)
+    for x in steps:
+        expected, mean, var = _chunks_of_pytorch(x, weights, 2, params, mean, var, 0.3)
+        if devices is None:
+            y, state = net.apply(params, state, x, Context(train=True))
+            of_params, of_x = _gradients(net, params, state, x, weights, Context(train=True))
+        else:
+            y, state, of_params, of_x = _on_devices(devices, net, params, state, x, weights)
+        assert_close(y, expected["y"])
+        assert_close(of_x, expected["of_x"])
+        assert_close(of_params["scale"], expected["of_scale"])
+        assert_close(of_params["bias"], expected["of_bias"])
+        assert_close(state["mean"], mean)
+        assert_close(state["var"], var)
+
+
+@pytest.mark.parametrize("size", [6, 7, 100])
+def test_a_batch_of_one_ghost_group_or_less_trains_as_the_module_of_pytorch(size: int):
+    x = _uneven(6)
+    net = ghost_norm(batch_norm(), size)
+    params, state = net.init(jax.random.key(0), x)
+    theirs = torch.nn.BatchNorm2d(5)
+    y, state = net.apply(params, state, x, Context(train=True))
+    assert_close(y, channels_last(theirs(channels_first(x))))
+    assert_close(state["var"], theirs.running_var)
+
+
+def test_ghost_norm_evaluates_as_the_module_of_pytorch_for_any_batch():
+    x = _uneven(5)
+    net = ghost_norm(batch_norm(), 2)
+    params, _ = _random_init(net, x[:2])
+    state = {"mean": _normal(5, seed=2), "var": np.exp(_normal(5, seed=3))}
+    theirs = torch.nn.BatchNorm2d(5).eval()
+    _copy(theirs, weight=params["scale"], bias=params["bias"])
+    _copy(theirs, running_mean=state["mean"], running_var=state["var"])
+    assert_close(_evaluate(net, params, state, x), channels_last(theirs(channels_first(x))))
+
+
+def test_a_frozen_ghost_norm_is_frozen():
+    x = _uneven(4)
+    net = frozen_norm(ghost_norm(batch_norm(), 3))
+    params, state = net.init(jax.random.key(0), x)
+    y, new = net.apply(params, state, x, Context(train=True))
+    assert_close(y, x / np.sqrt(1 + 1e-5))
+    assert new == state
+
+
 NORMS = {
     "group_norm": (group_norm(4), torch.nn.GroupNorm(4, 8)),
     "instance_norm": (instance_norm(), torch.nn.InstanceNorm2d(8, affine=True)),
@@ -221,7 +300,13 @@ def test_norm_equals_the_module_of_pytorch(name: str):
     assert_close(_evaluate(net, params, {}, x), expected)
 
 
-@pytest.mark.parametrize("make", [batch_norm, layer_norm, instance_norm, lambda: group_norm(4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(batch_norm, layer_norm, instance_norm, lambda: group_norm(4)),
+        *(lambda: frozen_norm(batch_norm()), lambda: ghost_norm(batch_norm(), 3)),
+    ],
+)
 def test_every_norm_has_the_same_paths(make: Any):
     params, _ = serial(conv(8, 3), make()).init(jax.random.key(0), _normal(*IMAGE))
     assert {name: leaf.shape for name, leaf in params["norm1"].items()} == {
@@ -461,6 +546,32 @@ def test_weight_standardized_takes_one_layer_with_a_kernel():
         weight_standardized(batch_norm())
 
 
+@pytest.mark.parametrize("size", [0, -2, 2.0, "32"])
+def test_ghost_groups_are_of_a_whole_number_of_images(size: Any):
+    with pytest.raises(ValueError, match=f"size must be a whole number of 1 or more, got {size!r}"):
+        ghost_norm(batch_norm(), size)
+
+
+def test_a_batch_divides_into_the_ghost_groups_on_one_device_and_on_each():
+    net = serial(ghost_norm(batch_norm(), 4))
+    message = r"groups of 4 images, and a batch of 6 does .*: choose a multiple of 4, or a divisor"
+    with pytest.raises(ValueError, match=message) as caught:
+        net.init(jax.random.key(0), _uneven(6))
+    assert "in norm1 (norm), called with float32[6,4,3,5]" in caught.value.__notes__
+    x = _uneven(8)
+    params, state = net.init(jax.random.key(0), x)
+    # A part of fewer images than a group is no group of the whole batch.
+    with pytest.raises(ValueError, match=r"groups of 4 .* a batch of 2 on a device does not"):
+        _on_devices(4, net, params, state, x, x)
+
+
+@pytest.mark.parametrize("norm", [group_norm(4), layer_norm(), conv(8, 3)])
+@pytest.mark.parametrize("wrap", [frozen_norm, lambda norm: ghost_norm(norm, 1)])
+def test_only_what_keeps_statistics_can_be_frozen_or_ghost(norm: Layer, wrap: Any):
+    with pytest.raises(ValueError, match=f"this {norm.kind} keeps none: leave it as it is"):
+        serial(wrap(norm)).init(jax.random.key(0), _normal(*IMAGE))
+
+
 def test_separable_conv_begins_with_the_bias_that_is_asked_for():
     net = separable_conv(4, 3, bias_init=constant(2.0))
     params, _ = net.init(jax.random.key(0), _normal(*IMAGE))
@@ -478,6 +589,63 @@ def test_part_may_not_be_called_as_what_a_net_has():
 
 def _normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _uneven(images: int, seed: int = 0) -> np.ndarray:
+    """Images of 5 channels whose means and deviations grow, so that no group is like another."""
+    number = np.arange(1, images + 1, dtype=np.float32).reshape(-1, 1, 1, 1)
+    return number * (1 + _normal(images, 4, 3, 5, seed=seed))
+
+
+def _gradients(net: Layer, params: Any, state: Any, x: Any, weights: Any, ctx: Context) -> Any:
+    """Those of the weighted sum of the output, with respect to the parameters and to x."""
+
+    def loss(params: Any, x: Any) -> jax.Array:
+        return (weights * net.apply(params, state, x, ctx)[0]).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1)))(params, x)
+
+
+def _on_devices(devices: int, net: Layer, params: Any, state: Any, x: Any, weights: Any) -> Any:
+    """Output, state and gradients of a batch that is spread over a mapped axis."""
+    ctx = Context(train=True, axis="devices")
+
+    def one(x: jax.Array, weights: jax.Array) -> Any:
+        y, new = net.apply(params, state, x, ctx)
+        return y, new, *_gradients(net, params, state, x, weights, ctx)
+
+    parts = [each.reshape(devices, -1, *each.shape[1:]) for each in (x, weights)]
+    y, new, of_params, of_x = jax.vmap(one, axis_name="devices")(*parts)
+    for leaf in jax.tree.leaves(new):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+    new = jax.tree.map(lambda leaf: leaf[0], new)
+    of_params = jax.tree.map(lambda leaf: leaf.sum(0), of_params)
+    return y.reshape(x.shape), new, of_params, of_x.reshape(x.shape)
+
+
+def _chunks_of_pytorch(
+    x: np.ndarray, weights: np.ndarray, size: int, params: Any, mean: Any, var: Any, momentum: float
+) -> Any:
+    """BatchNorm2d on each chunk, from the same statistics: outputs and gradients, mean and var."""
+    outputs, of_x, modules = [], [], []
+    for first in range(0, len(x), size):
+        module = torch.nn.BatchNorm2d(x.shape[-1], momentum=momentum)
+        _copy(module, weight=params["scale"], bias=params["bias"])
+        _copy(module, running_mean=mean, running_var=var)
+        chunk = channels_first(x[first : first + size]).requires_grad_()
+        y = module(chunk)
+        y.backward(channels_first(weights[first : first + size]))
+        outputs.append(channels_last(y))
+        of_x.append(channels_last(chunk.grad))
+        modules.append(module)
+    expected = {
+        "y": np.concatenate(outputs),
+        "of_x": np.concatenate(of_x),
+        "of_scale": sum(module.weight.grad.numpy() for module in modules),
+        "of_bias": sum(module.bias.grad.numpy() for module in modules),
+    }
+    means = np.mean([module.running_mean.numpy() for module in modules], 0)
+    return expected, means, np.mean([module.running_var.numpy() for module in modules], 0)
 
 
 def _training(seed: int) -> Context:

@@ -35,12 +35,15 @@ INPUTS = {
     **{f"resnet{depth}": (10, (32, 32, 3)) for depth in (20, 32, 44, 56, 110)},
     "all_cnn_c": (10, (32, 32, 3)),
     **{f"wrn_{size}": (10, (32, 32, 3)) for size in ("16_4", "28_10", "40_4")},
+    "airbench94": (10, (32, 32, 3)),
 }
 
 # Those of torchvision's table of weights. Of a CIFAR ResNet of 6n + 2 layers, by hand: the stem
 # 27 * 16 + 32, the head 64 * 10 + 10, and 97,216 n - 23,008 between them. Of a Wide ResNet of
 # 6n + 4 layers, by hand too: the stem 27 * 16, the head 128 k + 640 k + 10, and in a stage from `c`
 # to `w` features 2c + 9cw + 2w + 9ww + cw, then n - 1 times 4w + 18ww: 2.7, 36.5 and 8.9 million.
+# Of airbench94, by hand: the whitening layer 24 * 12 + 24, the head 10 * 256, and in a block from
+# `c` to `w` features 9cw + 9ww + 2w.
 PARAMETERS = {
     "lenet5": 61_706,
     "all_cnn_c": 1_369_738,
@@ -69,6 +72,7 @@ PARAMETERS = {
     "convnext_tiny": 28_589_128,
     "convnext_small": 50_223_688,
     "convnext_base": 88_591_464,
+    "airbench94": 1_971_640,
 }
 
 
@@ -212,6 +216,7 @@ def _wide_resnet(params: Any, state: Any, x: torch.Tensor) -> np.ndarray:
         ("resnet20", (8, 8, 3), {}),
         ("wrn_16_4", (8, 8, 3), {"widening": 1}),
         ("mobilenet_v2", (8, 8, 3), {"stages": ((1, 8, 1), (6, 8, 2)), "strides": (1, 1, 2)}),
+        ("airbench94", (25, 25, 1), {"widths": (8, 8, 8)}),
         # From 1e-6 on, gradients would be a millionth as large.
         ("convnext_tiny", (32, 32, 3), {"depths": (1, 2), "width": 8, "first_scale": 1.0}),
     ],
@@ -245,17 +250,21 @@ def test_gradient_reaches_every_parameter_and_training_every_statistic(
     assert all((np.asarray(leaf) != before[path]).any() for path, leaf in tree.leaves(new).items())
 
 
-def test_stochastic_depth_of_a_convnext_grows_from_never_to_the_full_rate():
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("convnext_tiny", "layer_scale"), ("resnet18", "norm2"), ("resnet50", "norm3")],
+)
+def test_stochastic_depth_grows_from_never_to_the_full_rate(name, before):
     """Three blocks at the full rate 1: examples skip the first never, the third always."""
-    net = models.create("convnext_tiny", classes=5, depths=(1, 1, 1), width=4, drop_path_rate=1.0)
+    net = models.create(name, classes=5, depths=(1, 1, 1), width=4, drop_path_rate=1.0)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((32, 16, 16, 3)), jnp.float32)
     params, state = net.init(jax.random.key(0), images)
-    blocks = capture(net, ["stage?/block1/layer_scale", "stage?/block1/drop_path"])
+    blocks = capture(net, [f"stage?/block1/{before}", "stage?/block1/drop_path"])
     ctx = Context(jax.random.key(1), train=True)
     (_, seen), _ = jax.jit(blocks.apply)(params, state, images, ctx)
     branch, dropped = (
         [np.asarray(seen[f"stage{n}/block1/{part}"]) for n in (1, 2, 3)]
-        for part in ("layer_scale", "drop_path")
+        for part in (before, "drop_path")
     )
     np.testing.assert_array_equal(dropped[0], branch[0])
     kept = np.any(dropped[1], (1, 2, 3))

@@ -16,7 +16,9 @@ from convjax import (
     conv,
     dense,
     flatten,
+    frozen_norm,
     gelu,
+    ghost_norm,
     group_norm,
     identity,
     loop,
@@ -24,6 +26,7 @@ from convjax import (
     relu,
     remat,
     replace,
+    replace_norms,
     residual,
     rewrite,
     serial,
@@ -137,6 +140,83 @@ def test_a_replaced_model_has_the_new_part_alone():
     assert before.keys() == after.keys()
     changed = {path for path in before if before[path].shape != after[path].shape}
     assert changed == {"head/kernel", "head/bias"}
+
+
+# -- replace_norms ---------------------------------------------------------------------------------
+
+
+def test_freezing_the_norms_of_a_stage_leaves_their_statistics_and_trains_all_others():
+    stage = serial(conv(3, 1), batch_norm(), relu, residual(conv(3, 1), batch_norm()))
+    net = serial(stem=serial(conv(3, 1), batch_norm()), stage1=stage, stage2=stage, head=dense(2))
+    frozen = replace_norms(net, ["stem/*", "stage1/*"], frozen_norm)
+    params, state = net.init(KEY, IMAGES)
+    assert tree.digest(frozen.init(KEY, IMAGES)) == tree.digest((params, state))
+    _, new = frozen.apply(params, state, IMAGES, Context(train=True))
+    before, after = tree.leaves(state), tree.leaves(new)
+    assert before.keys() == after.keys()
+    same = {path for path in before if np.array_equal(before[path], after[path])}
+    assert same == {path for path in before if path.startswith(("stem", "stage1"))}
+    assert len(same) == 6
+
+
+def test_norms_of_a_stack_a_remat_a_loop_and_of_shaped_are_replaced():
+    def nest(norm):
+        block = serial(dense(3), norm)
+        return serial(
+            *(stack(2, block), remat(block), loop(2, block), shaped(lambda x: block)),
+            *(branch(block, join=sum), remat(stack(2, remat(block)))),
+        )
+
+    changed = replace_norms(nest(batch_norm()), "*", lambda norm: ghost_norm(norm, 1))
+    expected = nest(ghost_norm(batch_norm(), 1))
+    params, state = expected.init(KEY, X)
+    assert tree.digest(changed.init(KEY, X)) == tree.digest((params, state))
+    ctx = Context(train=True)
+    assert_close(changed.apply(params, state, X, ctx), expected.apply(params, state, X, ctx))
+
+
+def test_what_replaces_a_norm_may_be_another_norm_or_a_function():
+    net = serial(dense(3), batch_norm(), shaped(lambda x: batch_norm()))
+    plain = replace_norms(net, "*", lambda norm: identity)
+    kernel = np.asarray(plain.init(KEY, X)[0]["dense1"]["kernel"])
+    assert_close(run(plain, X)[0], np.asarray(X) @ kernel)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("stage1/nrom1", "no norm of the network matches 'stage1/nrom1'; did you mean 'stage1/nor"),
+        ("conv1", "no norm of the network matches 'conv1'; choose from 'stage1/norm1'"),
+        ("stage?", r"matches 'stage\?'; write 'stage\?/\*' for the norms inside"),
+    ],
+)
+def test_a_pattern_that_fits_no_norm_is_an_error_with_the_next_step(pattern, message):
+    net = serial(conv(3, 3), stage1=serial(conv(4, 3), batch_norm()))
+    with pytest.raises(ValueError, match=message):
+        replace_norms(net, ["*", pattern], frozen_norm)
+
+
+def test_a_network_without_norms_says_so():
+    with pytest.raises(ValueError, match=r"no norm of the network matches '\*'; there is none"):
+        replace_norms(serial(conv(3, 3), relu), "*", frozen_norm)
+
+
+def test_a_pattern_that_fits_no_norm_even_inside_shaped_parts_is_an_error_of_init():
+    net = serial(
+        norm=serial(batch_norm()).named("norm"),
+        head=shaped(lambda x: serial(dense(2), batch_norm())),
+    )
+    for patterns in ("head/norm1", ["norm", "norm/*", "head/*"], "*"):
+        replace_norms(net, patterns, frozen_norm).init(KEY, X)
+    with pytest.raises(ValueError, match="matches 'head/norm2'; did you mean 'head/norm1'"):
+        replace_norms(net, ["norm", "head/norm2"], frozen_norm).init(KEY, X)
+
+
+def test_a_norm_without_statistics_is_not_frozen_silently():
+    net = serial(block=serial(dense(3), group_norm(1)))
+    with pytest.raises(ValueError, match="this norm keeps none: leave it as it is") as caught:
+        replace_norms(net, "*", frozen_norm).init(KEY, X)
+    assert "in block/norm1 (norm), called with float32[2,3]" in caught.value.__notes__
 
 
 # -- capture ---------------------------------------------------------------------------------------

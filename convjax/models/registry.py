@@ -7,7 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from convjax.layer import Layer
-from convjax.models import all_cnn, convnext, lenet, mobilenet, resnet, small, vgg, wide_resnet
+from convjax.models import (
+    airbench,
+    all_cnn,
+    convnext,
+    lenet,
+    mobilenet,
+    resnet,
+    small,
+    vgg,
+    wide_resnet,
+)
 from convjax.names import imported, nearest
 
 _FAMILIES = {
@@ -19,6 +29,7 @@ _FAMILIES = {
     wide_resnet: ["wrn_16_4", "wrn_28_10", "wrn_40_4"],
     mobilenet: ["mobilenet_v2"],
     convnext: ["convnext_tiny", "convnext_small", "convnext_base"],
+    airbench: ["airbench94"],
 }
 _MODELS: dict[str, Callable[..., Layer]] = {
     name: getattr(family, name) for family, names in _FAMILIES.items() for name in names

@@ -10,7 +10,7 @@ from jax import Array
 
 from convjax.combine import Part, identity, residual, serial
 from convjax.layer import Layer
-from convjax.layers import batch_norm, conv, dense, max_pool
+from convjax.layers import batch_norm, conv, dense, drop_path, max_pool
 from convjax.ops import global_avg_pool, relu
 
 Norm = Callable[[], Layer]
@@ -34,28 +34,47 @@ def pad_channels(width: int, stride: int, norm: Norm) -> Callable[[Array], Array
 
 
 def basic(
-    width: int, stride: int, *, shortcut: Part, norm: Norm = batch_norm, activation=relu
+    width: int,
+    stride: int,
+    *,
+    shortcut: Part,
+    norm: Norm = batch_norm,
+    activation: Activation = relu,
+    drop_rate: float = 0.0,
 ) -> Layer:
-    """Two 3x3 convolutions."""
+    """Two 3x3 convolutions.
+
+    drop_rate: probability that an example skips them when training (Huang et al. 2016).
+    """
     return residual(
         *(conv(width, 3, stride=stride, padding=1, bias=False), norm(), activation),
         *(conv(width, 3, padding=1, bias=False), norm()),
+        drop_path=drop_path(drop_rate),
         shortcut=shortcut,
         then=activation,
     ).named("block")
 
 
 def bottleneck(
-    width: int, stride: int, *, shortcut: Part, norm: Norm = batch_norm, activation=relu
+    width: int,
+    stride: int,
+    *,
+    shortcut: Part,
+    norm: Norm = batch_norm,
+    activation: Activation = relu,
+    drop_rate: float = 0.0,
 ) -> Layer:
     """A 3x3 convolution between two 1x1 ones, to four times the width.
 
     The stride is in the 3x3 one, as in torchvision ("v1.5").
+
+    drop_rate: probability that an example skips them when training (Huang et al. 2016).
     """
     return residual(
         *(conv(width, 1, bias=False), norm(), activation),
         *(conv(width, 3, stride=stride, padding=1, bias=False), norm(), activation),
         *(conv(4 * width, 1, bias=False), norm()),
+        drop_path=drop_path(drop_rate),
         shortcut=shortcut,
         then=activation,
     ).named("block")
@@ -85,6 +104,7 @@ def resnet(
     shortcut: Callable[[int, int, Norm], Part] = projection,
     norm: Norm = batch_norm,
     activation: Activation = relu,
+    drop_path_rate: float = 0.0,
 ) -> Layer:
     """A residual network; each stage but the first halves the image and doubles the width.
 
@@ -94,14 +114,24 @@ def resnet(
     width: features of the stem and the first stage.
     stem: `imagenet_stem` or `cifar_stem`.
     shortcut: `projection` or `pad_channels`, where a block changes the shape.
+    drop_path_rate: stochastic depth of the last block; it grows from 0 in equal steps, block by
+        block (Huang et al., Deep networks with stochastic depth, 2016; the steps as in timm).
     """
+    last = max(sum(depths) - 1, 1)
 
     def stage(number: int, depth: int) -> Layer:
         wide, stride = width * 2**number, 1 if number == 0 else 2
         reshaped = stride > 1 or expansion > 1
         first = shortcut(expansion * wide, stride, norm) if reshaped else identity
         make = partial(block, wide, norm=norm, activation=activation)
-        return serial(make(stride, shortcut=first), *[make(1, shortcut=identity)] * (depth - 1))
+        before = sum(depths[:number])
+        rates = [drop_path_rate * (before + n) / last for n in range(depth)]
+        # A block of one's own may do without, as long as nothing is to be dropped.
+        drops = [{"drop_rate": rate} if drop_path_rate else {} for rate in rates]
+        return serial(
+            make(stride, shortcut=first, **drops[0]),
+            *(make(1, shortcut=identity, **drop) for drop in drops[1:]),
+        )
 
     return serial(
         stem=stem(width, norm, activation),
