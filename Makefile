@@ -30,7 +30,7 @@ bench-ops: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks.ops
 
 bench-accuracy: $(VENV)/.installed-bench
-	$(RUN) -m benchmarks.accuracy
+	$(RUN) -m benchmarks.accuracy --config.augment.parts=flip
 
 bench-gpu: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks.gpu

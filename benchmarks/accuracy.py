@@ -1,11 +1,13 @@
-"""Measures seconds to a test accuracy on Fashion-MNIST: convjax, and PyTorch channels-last.
+"""Measures seconds to a test accuracy, and the last one: convjax, and PyTorch channels-last.
 
   python -m benchmarks.accuracy
-  python -m benchmarks.accuracy --seeds=3 --epochs=4 --targets=0.9,0.91
+  python -m benchmarks.accuracy --config=configs/cifar10.py:small --seeds=3
+  python -m benchmarks.accuracy --seeds=3 --targets=0.9,0.91 --config.epochs=4
 
-The recipe is configs/fashion_mnist.py:small, with half of the images mirrored, the same for both:
-first weights, order of images, flips, learning rates. Seconds are those of training, compilation
-included; evaluations are left out. Accuracy is measured several times an epoch.
+The recipe is that of a page, the same for both: first weights, order of images, learning rates,
+augmentation (crop(N) and flip). By default it is configs/fashion_mnist.py:small. Seconds are those
+of training, compilation included; evaluations are left out. Accuracy is measured several times an
+epoch.
 """
 
 from __future__ import annotations
@@ -26,10 +28,8 @@ from benchmarks.timing import DISTURBED
 from benchmarks.trainers import TRAINERS, Curve, Start
 from benchmarks.worker import Worker, alone
 from convjax.config import Experiment, UserError
-from convjax.flags import guard, parse
-from convjax.pages import CONFIGS, load
-
-TRIES = 2  # of a run that others disturb
+from convjax.flags import guard, parse_experiment
+from convjax.pages import CONFIGS
 
 
 def main(argv: list[str]) -> None:
@@ -39,24 +39,19 @@ def main(argv: list[str]) -> None:
     seeds = flags.DEFINE_integer("seeds", 5, "runs of each", **at_least_one)
     text = "test images looked at so many times an epoch"
     evaluations = flags.DEFINE_integer("evaluations", 4, text, **at_least_one)
-    text = "passes over the train split, instead of the config's"
-    epochs = flags.DEFINE_float("epochs", None, text, lower_bound=0.0, flag_values=options)
+    text = "times that a run is done, as long as others disturb it"
+    tries = flags.DEFINE_integer("tries", 2, text, **at_least_one)
     text = "accuracies to reach, from 0 to 1"
     targets = flags.DEFINE_list("targets", ["0.9", "0.92", "0.93"], text, flag_values=options)
-    text = "mirror half of the training images"
-    flip = flags.DEFINE_bool("flip", True, text, flag_values=options)
-    default = str(CONFIGS / "fashion_mnist.py:small")
-    source = flags.DEFINE_string("config", default, "the recipe", flag_values=options)
     text = "cores to use; all by default"
     threads = flags.DEFINE_integer("threads", None, text, **at_least_one)
     out = flags.DEFINE_string("out", None, "the file of results", flag_values=options)
-    parse(options, argv, __doc__)
+    page = CONFIGS / "fashion_mnist.py:small"
+    config = parse_experiment(options, argv, __doc__, default=str(page))
     accuracies = sorted({_share(target) for target in targets.value})
-    config = load(source.value)
-    config.epochs = epochs.value or config.epochs
     cores = results.cores_for(threads.value)
     path = results.path_for(out.value)
-    measure(config, range(seeds.value), accuracies, evaluations.value, flip.value, cores, path)
+    measure(config, range(seeds.value), accuracies, evaluations.value, tries.value, cores, path)
 
 
 def measure(
@@ -64,19 +59,20 @@ def measure(
     seeds: Sequence[int],
     targets: Sequence[float],
     evaluations: int,
-    flip: bool,
+    tries: int,
     cores: Sequence[int],
     out: Path,
 ) -> None:
     """Trains with every seed in turn, prints each run, and writes what is known so far."""
     chosen = config.optimizer
+    changed = "".join(f", {part}" for part in config.augment.parts)
     record = results.about("accuracy", cores) | {
         "targets": list(targets),
         "recipe": (
             f"{config.data.name}, model {config.model.name}, {config.epochs:g} epochs of batches "
             f"of {config.batch_size}, {chosen.name} with learning rate {chosen.learning_rate:g} "
             f"({chosen.schedule}) and weight decay {chosen.weight_decay:g}, label smoothing "
-            f"{config.loss.label_smoothing:g}{', random mirroring' if flip else ''}. Seconds are "
+            f"{config.loss.label_smoothing:g}{changed}. Seconds are "
             "medians over seeds of the time spent on training, compilation included and "
             f"evaluations left out; accuracy is measured {evaluations} times an epoch. Runs that "
             f"other processes disturbed are left out."
@@ -89,7 +85,7 @@ def measure(
         begin = alone("benchmarks.trainers:start", seeded, cores=cores)
         names = list(TRAINERS)
         for name in names if seed % 2 == 0 else reversed(names):
-            record["runs"].append(_run(name, seeded, begin, flip, evaluations, cores))
+            record["runs"].append(_run(name, seeded, begin, evaluations, tries, cores))
             print(_line(record["runs"][-1], targets), flush=True)
             record["summary"] = summary(record["runs"], targets)
             results.write(record, out)
@@ -100,14 +96,14 @@ def _run(
     name: str,
     config: Experiment,
     begin: Start,
-    flip: bool,
     evaluations: int,
+    tries: int,
     cores: Sequence[int],
 ) -> dict[str, Any]:
-    """One run; one that others disturb is done once more."""
+    """One run; one that others disturb is done anew."""
     target = f"benchmarks.trainers:{TRAINERS[name]}"
-    for _ in range(TRIES):
-        worker = Worker(target, config, begin, flip, cores=cores)
+    for _ in range(tries):
+        worker = Worker(target, config, begin, cores=cores)
         with machine.watched(cores, [worker.pid]) as seen:
             curve: Curve = worker.call("run", evaluations)
         worker.close()

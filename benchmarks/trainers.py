@@ -1,15 +1,15 @@
-"""The small ConvNet on Fashion-MNIST, trained by convjax and by PyTorch with the same recipe.
+"""The small ConvNet, trained by convjax and by PyTorch with the same recipe.
 
-Both begin with the same weights, see the same images in the same order, flipped alike, and follow
-the same learning rates; only dropout draws its own numbers in each. Each trainer has a process to
-itself, so that the time of a run is that of a command, compilation included.
+Both begin with the same weights, see the same images in the same order and follow the same learning
+rates; crops, flips and dropout are drawn alike, but each draws its own numbers. Each trainer has a
+process to itself, so that the time of a run is that of a command, compilation included.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,35 +71,46 @@ def checked(config: Experiment) -> None:
             f"{config.name}: PyTorch's side knows the model small with adamw and its usual "
             "arguments; give a config of these"
         )
+    for part in config.augment.parts:
+        if not _PART.fullmatch(part):
+            raise UserError(f"{config.name}: PyTorch's side knows crop(N) and flip, not {part!r}")
 
 
 class Convjax:
     """convjax, as `python -m experiments.train` does it."""
 
-    def __init__(self, config: Experiment, begin: Start, flip: bool):
+    def __init__(self, config: Experiment, begin: Start):
         keep_freed_memory()
         import jax
 
         from convjax.assemble import assemble
-        from convjax.training.feed import Images, settle
+        from convjax.training import feed
         from convjax.training.loss import LOSSES
         from convjax.training.state import init_state
         from convjax.training.step import make_eval_step, make_step, normalise
 
-        self.config, self.flip, self.made = config, flip, assemble(config)
-        train, test, mapper, loss = self.made.train, self.made.test, self.made.mapper, LOSSES
-        prepare = normalise(*data.channel_statistics(train.images))
-        make = partial(make_step, self.made.net, self.made.optimizer, loss[config.loss.name])
-        self.step = mapper.compile(make(prepare=prepare, axis=mapper.axis), donate=True)
-        judge = make_eval_step(
-            self.made.net, loss[config.loss.name], prepare=prepare, axis=mapper.axis
+        self.config, self.made = config, assemble(config)
+        train, mapper, plan = self.made.train, self.made.mapper, self.made.plan
+        self.prepare = normalise(*train.statistics())
+        step = make_step(
+            self.made.net,
+            self.made.optimizer,
+            LOSSES[config.loss.name],
+            prepare=self.prepare,
+            change=self.made.change,
+            epoch=plan.epoch,
+            axis=mapper.axis,
         )
+        self.feed = feed.training(
+            train, feed.Order(config.seed, train.size, plan.batch_size), mapper
+        )
+        self.step = mapper.compile(self.feed.program(step), donate=True)
+        judge = make_eval_step(self.made.net, prepare=self.prepare, axis=mapper.axis)
         self.eval_step = mapper.compile(judge)
         self.hyper = mapper.replicate(self.made.hyper)
-        self.test = settle(Images(test.images, test.labels), mapper)
         key = jax.random.key(config.seed)
         first = init_state(self.made.net, self.made.optimizer, key, self.made.spec, self.made.hyper)
-        self.state, self.prepare = mapper.replicate(first), prepare
+        self.state = mapper.place(first)
 
     def logits(self, count: int) -> np.ndarray:
         """Logits of the first test images before training, in inference."""
@@ -112,7 +123,8 @@ class Convjax:
             model = (self.state.params, self.state.state)
             return self.made.net.apply(*model, self.prepare(images), Context())[0]
 
-        return np.asarray(predict(self.made.test.images[:count]))
+        source: Any = self.made.judged["test"].source
+        return np.asarray(predict(source.images[:count]))
 
     def run(self, evaluations: int) -> Curve:
         """Trains, with so many evaluations an epoch."""
@@ -128,36 +140,35 @@ class Convjax:
         )
 
     def _take_step(self, number: int) -> None:
-        from convjax.training.step import Batch
-
-        batch = Batch(*batch_of(self.config, self.made.train, self.flip, number))
-        mapper = self.made.mapper
-        self.state, _ = self.step(self.state, mapper.shard(batch), self.hyper)
+        batch, *rest = self.feed.take(number, 1)
+        self.state, _ = self.step(self.state, batch, self.hyper, *rest)
 
     def _judge(self) -> float:
         from convjax.training.evaluate import evaluate
+        from convjax.training.feed import evaluation
 
         model = (self.state.params, self.state.state)
-        size = self.config.eval_batch_size
-        metrics = evaluate(self.eval_step, self.made.mapper, model, self.test, size)
+        size, test = self.config.eval_batch_size, self.made.judged["test"]
+        metrics = evaluate(self.eval_step, model, evaluation(test, size, self.made.mapper))
         return metrics.correct / metrics.count
 
 
 class Torch:
     """PyTorch, channels-last, with its fused AdamW."""
 
-    def __init__(self, config: Experiment, begin: Start, flip: bool):
+    def __init__(self, config: Experiment, begin: Start):
         import torch
 
         from benchmarks.rivals import torch_
 
         checked(config)
-        self.config, self.flip, self.rates = config, flip, begin.rates
-        self.train = data.load(config.data.name, "train", config.data.dir)
-        self.test = data.load(config.data.name, "test", config.data.dir)
+        self.config, self.rates = config, begin.rates
+        self.train = data.load(config.data.name, config.data.train, config.data.dir)
+        self.test = data.load(config.data.name, config.data.test, config.data.dir)
+        self.draw = torch.Generator().manual_seed(config.seed)
         self.mean, self.std = data.channel_statistics(self.train.images)
         size = self.train.images.shape[1] // 8
-        model = torch_.small(len(self.train.classes), size)
+        model = torch_.small(len(self.train.classes), size, self.train.images.shape[-1])
         torch_.load(model, begin.weights, (size, size, 128))
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         kernels = [each for each in model.parameters() if each.ndim > 1]
@@ -180,12 +191,16 @@ class Torch:
         import torch
         from torch.nn import functional as F
 
-        images, labels = batch_of(self.config, self.train, self.flip, number)
+        size = len(self.train.labels)
+        epoch, place = divmod(number, data.steps_per_epoch(size, self.config.batch_size))
+        seed, batch_size = self.config.seed, self.config.batch_size
+        indices = data.batch_indices(seed, epoch, place, size, batch_size)
+        images, labels = self.train.images[indices], self.train.labels[indices]
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.rates[number])
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(self._prepared(images))
+        logits = self.model(self._prepared(self._changed(images)))
         smoothing = self.config.loss.label_smoothing
         target = torch.from_numpy(labels).long()
         F.cross_entropy(logits, target, label_smoothing=smoothing).backward()
@@ -206,33 +221,37 @@ class Torch:
         with torch.inference_mode():
             return self.model(self._prepared(images))
 
-    def _prepared(self, images: np.ndarray) -> Any:
+    def _changed(self, images: np.ndarray) -> Any:
+        """The images with the parts of the config's augmentation applied, in order."""
+        import torch
+
+        pixels = torch.from_numpy(images)
+        count, height, width, _ = pixels.shape
+        for part in self.config.augment.parts:
+            if part == "flip":
+                mirrored = torch.rand(count, generator=self.draw) < 0.5
+                pixels[mirrored] = pixels[mirrored].flip(2)
+                continue
+            border = int(part[len("crop(") : -1])
+            padded = torch.nn.functional.pad(pixels, (0, 0, border, border, border, border))
+            top, left = torch.randint(0, 2 * border + 1, (2, count), generator=self.draw)
+            rows = top[:, None] + torch.arange(height)
+            columns = left[:, None] + torch.arange(width)
+            each = torch.arange(count)[:, None, None]
+            pixels = padded[each, rows[:, :, None], columns[:, None, :]]
+        return pixels
+
+    def _prepared(self, images: Any) -> Any:
         """Normalised images, channels first and in memory channels last: a view of them as read."""
         import torch
 
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.from_numpy(each).view(1, -1, 1, 1) for each in (self.mean, self.std))
         return (pixels - mean) / std
 
 
+_PART = re.compile(r"flip|crop\(\d+\)")
 TRAINERS = {"convjax": "Convjax", "PyTorch channels-last": "Torch"}
-
-
-def batch_of(
-    config: Experiment, train: data.Dataset, flip: bool, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images, uint8, and labels of the step of that number, the same for both.
-
-    flip: mirror half of the images, drawn anew for each step.
-    """
-    size = len(train.labels)
-    epoch, place = divmod(number, data.steps_per_epoch(size, config.batch_size))
-    indices = data.batch_indices(config.seed, epoch, place, size, config.batch_size)
-    images = train.images[indices]
-    if flip:
-        mirrored = np.random.default_rng([config.seed, number]).random(len(indices)) < 0.5
-        images[mirrored] = images[mirrored, :, ::-1]
-    return images, train.labels[indices]
 
 
 def timed(

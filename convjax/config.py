@@ -10,19 +10,13 @@ Nothing here imports JAX: a launcher checks its flags before anything slow is lo
 
 # The annotations stay real types: ml_collections reads them to parse `--config.a.b=V`.
 import json
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convjax.names import nearest
+from convjax.ranges import idle_problems, range_problems
 from convjax.typed import build, leaves, plain, problems
-
-PARALLEL = ("jit", "sharded", "pmap", "shard_map")
-SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step")
-LOSSES = ("cross_entropy",)
 
 
 class UserError(Exception):
@@ -51,6 +45,19 @@ class Data:
     """A bundled or prepared data set."""
     dir: str | None = None
     """The folder that holds the data; None looks in the usual places."""
+    train: str = "train"
+    """The split that is trained on, or a part of it, such as 'train[:90%]'."""
+    valid: str | None = None
+    """What choices are made by (config.stop, config.checkpoint.best), such as 'train[90%:]'."""
+    test: str = "test"
+    """The split that the result is measured on."""
+    view: str | None = None
+    """How images that stay on disk are cropped and scaled for training, such as
+    'random_resized_crop(224)'; None loads all into memory."""
+    eval_view: str | None = None
+    """The same for evaluation, such as 'centre_crop(224, resize=256)'."""
+    processes: int = 0
+    """Processes that decode images of the disk; 0 decodes in threads of this one."""
 
 
 @dataclass
@@ -58,7 +65,7 @@ class Optimizer:
     """How parameters follow gradients."""
 
     name: str = "adamw"
-    """Any optimizer of optax, by the name of its function."""
+    """One of `convjax.training.algorithms`, or any of optax by the name of its function."""
     learning_rate: float = 1e-3
     """The peak of the schedule."""
     weight_decay: float = 0.0
@@ -66,13 +73,35 @@ class Optimizer:
     decay: tuple[str, ...] = ("*/kernel",)
     """Patterns of the parameter paths that decay: kernels only, norms and biases do not."""
     schedule: str = "cosine"
-    """After the warm-up: constant, or falling as cosine, linear, one_cycle or step."""
+    """After the warm-up: constant, or falling as any other of `convjax.training.schedule`."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises to its peak; of one_cycle, 30 % if 0."""
     clip_norm: float | None = None
     """The largest global norm of a gradient; None clips nothing."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Further keywords of the optax function, such as `{"momentum": 0.9, "nesterov": True}`."""
+    """Further keywords of the function, such as `{"momentum": 0.9, "nesterov": True}`."""
+    warmup_steps: int = 0
+    """The same as warmup_epochs, in steps; one of the two."""
+    warmup_start: float | None = None
+    """The share of the peak at the first step; None begins on a line from 0, one_cycle at 1/25."""
+    final_factor: float = 0.0
+    """The share of the peak at the end; at 0, one_cycle and exponential end a little above it."""
+    schedule_args: dict[str, Any] = field(default_factory=dict)
+    """Keywords of the schedule, such as `{"milestone_epochs": (30, 60, 80)}` of step."""
+    adaptive_clip: float | None = None
+    """The largest norm of a unit's gradient, as a share of that of its weights; None is any."""
+    adaptive_clip_skips: tuple[str, ...] = ()
+    """Patterns of the parameter paths that adaptive_clip leaves alone."""
+    rules: tuple[str, ...] = ()
+    """What differs by path, such as 'stem/*: freeze' or 'head/*: learning_rate=10'."""
+    layer_decay: float = 1.0
+    """The learning rate of each layer or block, as a share of that of the next one."""
+    lookahead_steps: int = 0
+    """Steps after which the weights go back a part of their way; 0 looks not ahead."""
+    lookahead_share: float = 0.5
+    """The part of their way that they keep."""
+    sam_rho: float | None = None
+    """The radius of sharpness-aware minimisation, of two gradients a step; None goes without."""
 
 
 @dataclass
@@ -80,9 +109,78 @@ class Loss:
     """What is minimised."""
 
     name: str = "cross_entropy"
-    """cross_entropy, the mean over images."""
+    """cross_entropy, binary_cross_entropy, focal or sigmoid_focal: the mean over images."""
     label_smoothing: float = 0.0
     """The share of a label's weight that is spread over all classes, in [0, 1)."""
+    class_weights: tuple[float, ...] = ()
+    """A weight for each class, in the order of the data's classes; without any, all are alike."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keywords of the loss, such as `{"gamma": 2.0}` of focal."""
+
+
+@dataclass
+class Augment:
+    """How training images are changed at random: on the device, inside the compiled step."""
+
+    parts: tuple[str, ...] = ()
+    """Functions of `convjax.augment`, in order, such as 'crop(4)' and 'flip'."""
+    mix: str | None = None
+    """mixup, cutmix or mixup_or_cutmix, such as 'mixup(0.2)': of two images and their labels."""
+
+
+@dataclass
+class Average:
+    """A second network that follows the trained one, and is evaluated beside it."""
+
+    decay: float | None = None
+    """The share that it keeps each time, such as 0.999; None goes without."""
+    every: int = 1
+    """Steps between two times."""
+    power: float = 0.0
+    """The share rises to its last value as this power of how far training is; 0 keeps it."""
+    from_epoch: float = 0.0
+    """Until then the average is the trained network itself."""
+    write_back: bool = False
+    """Whether the trained network goes on from the average each time, as a look-ahead."""
+    reestimate: bool = False
+    """Whether its batch statistics are estimated anew, from the train split, at the end."""
+
+
+@dataclass
+class Norm:
+    """How the batch norms of the model take their statistics: by default, over the whole batch."""
+
+    frozen: tuple[str, ...] = ()
+    """Patterns of the paths of those that keep the statistics that they have."""
+    ghost: int = 0
+    """Images whose statistics are taken together; 0 takes those of the whole batch."""
+
+
+@dataclass
+class Start:
+    """What training starts from."""
+
+    run: str | None = None
+    """The folder of a run, whose newest checkpoint gives the parameters; None draws them."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of the parameter paths that are drawn all the same, such as 'head/*'."""
+    average: bool = False
+    """Whether that run's averaged parameters are taken."""
+    images: str | None = None
+    """A function of parameters and training images that makes the parameters to start from, as
+    'package.module:function', such as 'convjax.models.airbench:whitened'."""
+
+
+@dataclass
+class Stop:
+    """When training ends early, by the metric on config.data.valid."""
+
+    patience: int = 0
+    """Evaluations in a row without a better one after which it ends; 0 trains to the end."""
+    metric: str = "accuracy"
+    """accuracy, more of which is better, or loss, less of which is."""
+    min_delta: float = 0.0
+    """By how much a better one has to be better."""
 
 
 @dataclass
@@ -93,6 +191,8 @@ class Checkpoint:
     """Steps between saves; 0 saves once an epoch."""
     keep: int = 3
     """The number of newest checkpoints that stay."""
+    best: str | None = None
+    """accuracy or loss on config.data.valid, whose best model is kept and tested; or None."""
 
 
 @dataclass
@@ -110,15 +210,30 @@ class Experiment:
     eval_batch_size: int = 500
     """Images an evaluation step, over all devices; it changes no result."""
     parallel: str = "jit"
-    """How the step is spread over devices: jit (one), sharded, pmap or shard_map."""
+    """How the step is spread over devices: jit (one), sharded, pmap, shard_map or fsdp."""
+    steps_per_call: int = 1
+    """Steps that the compiled program takes at once, of images that live on the devices."""
+    accumulate: int = 1
+    """Parts that a batch is taken in, one after the other, for a fraction of the memory."""
+    precision: str = "float32"
+    """What images are computed in, float32, bfloat16 or float16; parameters are float32 always."""
     eval_every_epochs: int = 1
-    """Epochs between evaluations on the test split."""
+    """Epochs between evaluations."""
+    eval_every_steps: int = 0
+    """The same in steps; 0 goes by eval_every_epochs."""
+    test_time: str | None = None
+    """Views whose mean is evaluated at the end, apart, such as 'flip' or 'flip_and_shift'."""
     log_every_steps: int = 50
     """Steps between lines of the metric log."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loss: Loss = field(default_factory=Loss)
+    augment: Augment = field(default_factory=Augment)
+    average: Average = field(default_factory=Average)
+    norm: Norm = field(default_factory=Norm)
+    start: Start = field(default_factory=Start)
+    stop: Stop = field(default_factory=Stop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
@@ -132,7 +247,7 @@ did you mean 'pmap'?
     """
     # Ranges are asked only of values of the right type.
     _raise(list(problems(config, Experiment, "config")))
-    _raise(list(_range_problems(config)))
+    _raise(list(range_problems(config)) or list(idle_problems(config)))
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
@@ -200,59 +315,3 @@ def differences(config: Experiment, other: Experiment) -> dict[str, tuple[Any, A
 def _raise(problems: list[str]) -> None:
     if problems:
         raise ConfigError("; ".join(problems))
-
-
-def _range_problems(config: Experiment) -> Iterator[str]:
-    optimizer, loss = config.optimizer, config.loss
-
-    def problem(path: str, value: Any, next_step: str) -> str:
-        return f"config.{path} is {value!r}: {next_step}"
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
-        advice = "it names a folder, so use up to 100 letters, digits, '.', '_' and '-'"
-        yield problem("name", config.name, advice)
-    if not 0 <= config.seed < 2**32:
-        yield problem("seed", config.seed, "give a whole number from 0 to 4294967295")
-    if not (config.epochs > 0 and math.isfinite(config.epochs)):
-        yield problem("epochs", config.epochs, "give more than 0")
-    for name in ("batch_size", "eval_batch_size", "eval_every_epochs", "log_every_steps"):
-        if getattr(config, name) < 1:
-            yield problem(name, getattr(config, name), "give 1 or more")
-    if not re.fullmatch(r"[^:\s]+|\w+(\.\w+)*:\w+", config.model.name):
-        advice = "give a registered name or 'package.module:function'"
-        yield problem("model.name", config.model.name, advice)
-    if "classes" in config.model.args:
-        advice = "leave it out, the data say how many classes there are"
-        yield problem("model.args.classes", config.model.args["classes"], advice)
-    if not config.data.name.strip():
-        yield problem("data.name", config.data.name, "give the name of a data set")
-    if not optimizer.name.isidentifier():
-        yield problem("optimizer.name", optimizer.name, "give the name of an optax optimizer")
-    for name in ("learning_rate", "weight_decay", "warmup_epochs"):
-        value = getattr(optimizer, name)
-        if not (value >= 0 and math.isfinite(value)):
-            yield problem(f"optimizer.{name}", value, "give 0 or more")
-    if 0 < config.epochs < optimizer.warmup_epochs < math.inf:
-        advice = f"warm up for at most the {config.epochs:g} of config.epochs"
-        yield problem("optimizer.warmup_epochs", optimizer.warmup_epochs, advice)
-    if optimizer.clip_norm is not None and not 0 < optimizer.clip_norm < math.inf:
-        yield problem("optimizer.clip_norm", optimizer.clip_norm, "give more than 0, or None")
-    for key in ("learning_rate", "weight_decay"):
-        if key in optimizer.args:
-            advice = f"set config.optimizer.{key} instead"
-            yield problem(f"optimizer.args.{key}", optimizer.args[key], advice)
-    if not 0 <= loss.label_smoothing < 1:
-        advice = "give 0 or more and less than 1"
-        yield problem("loss.label_smoothing", loss.label_smoothing, advice)
-    if config.checkpoint.every_steps < 0:
-        advice = "give 0 (once an epoch) or a number of steps"
-        yield problem("checkpoint.every_steps", config.checkpoint.every_steps, advice)
-    if config.checkpoint.keep < 1:
-        yield problem("checkpoint.keep", config.checkpoint.keep, "give 1 or more")
-    for path, value, choices in (
-        ("parallel", config.parallel, PARALLEL),
-        ("loss.name", loss.name, LOSSES),
-        ("optimizer.schedule", optimizer.schedule, SCHEDULES),
-    ):
-        if value not in choices:
-            yield problem(path, value, nearest(value, choices))

@@ -79,13 +79,18 @@ def parse(options: flags.FlagValues, argv: Sequence[str], doc: str | None) -> No
             raise UserError(f"--{name} is empty: give --{name}=VALUE, or leave it out")
 
 
-def parse_experiment(options: flags.FlagValues, argv: Sequence[str], doc: str | None) -> Experiment:
+def parse_experiment(
+    options: flags.FlagValues, argv: Sequence[str], doc: str | None, default: str = str(DEFAULT)
+) -> Experiment:
     """Does what `parse` does, and returns the experiment of `--config` with its overrides applied.
 
     Raises: UserError for all that `parse` refuses, and for a config that cannot be run.
     """
-    text = "a page FILE.py or FILE.py:ARGUMENT, or a saved FILE.json; without it, fashion_mini.py"
-    source = flags.DEFINE_string("config", str(DEFAULT), text, flag_values=options)
+    text = (
+        "a page FILE.py or FILE.py:ARGUMENT, or a saved FILE.json; without it, "
+        f"{Path(default).name}"
+    )
+    source = flags.DEFINE_string("config", default, text, flag_values=options)
     try:
         words = options.read_flags_from_files(list(argv), force_gnu=False)
     except flags.Error as error:
@@ -119,10 +124,13 @@ def run_folder(workdir: str | None) -> str:
 def override(config: Experiment, changes: Sequence[tuple[str, str]]) -> Experiment:
     """A copy of `config` with each (dotted path, text) set, the text read as the field's type.
 
-    Keys of an open dict may be new; their texts are Python literals, or else plain text.
+    Keys of an open dict may be new; their texts are Python literals, or else plain text. Several
+    texts are divided by semicolons.
 
     >>> override(Experiment(), [("epochs", "2"), ("model.args.width", "32")]).model.args
     {'width': 32}
+    >>> override(Experiment(), [("augment.parts", "crop(4, mode='edge'); flip")]).augment.parts
+    ("crop(4, mode='edge')", 'flip')
 
     Raises: ConfigError that lists every unknown path and every text that is not of its type.
     """
@@ -180,6 +188,10 @@ def _set(config: Experiment, path: str, text: str) -> Experiment:
     may_be_none = type(None) in typing.get_args(expected)
     if is_open(expected) or (may_be_none and text in ("None", "none")):
         setattr(section, name, literal(text.capitalize() if may_be_none else text))
+        return config
+    if expected == tuple[str, ...] and not text.lstrip().startswith(("(", "[")):
+        parts = (part.strip() for part in text.split(";"))  # Calls and rules have commas inside.
+        setattr(section, name, tuple(part for part in parts if part))
         return config
     word, holder = f"--config.{path}={text}", flags.FlagValues()
     define = config_flags.DEFINE_config_dataclass

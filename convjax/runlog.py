@@ -4,6 +4,7 @@
     run.json        versions, source revision, devices, status, start, end, final metrics, digest
     metrics.jsonl   one object a line: training by interval, evaluation by epoch
     checkpoints/    see `convjax.checkpoint`
+    best/           the best model by config.checkpoint.best, likewise
 
 JSON files are replaced as a whole, so that a reader never sees half of one.
 """
@@ -39,6 +40,7 @@ class RunLog:
         self.run_file = self.folder / "run.json"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoints"
+        self.best = self.folder / "best"
 
     def exists(self) -> bool:
         """Whether the folder holds a run."""
@@ -104,11 +106,49 @@ class RunLog:
         return found
 
     def cut(self, step: int) -> None:
-        """Takes away the metrics of later steps than that, and a line that was cut short."""
+        """Takes away a line that was cut short, and the metrics of later steps and of the end."""
         if self.metrics_file.exists():
-            kept = [line for line in self.metrics() if line["step"] <= step]
+            lines = self.metrics()
+            kept = [line for line in lines if line["step"] <= step and not line.get("final")]
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             _replace(self.metrics_file, text)
+
+
+class Followed(RunLog):
+    """The run that another process writes: to be read, and everything else is left to that one."""
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, **values: Any) -> None:
+        """Nothing."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def cut(self, step: int) -> None:
+        """Nothing."""
+
+
+def closing_line(
+    split: str, result: Mapping[str, Any], seconds: float, folder: str | os.PathLike[str]
+) -> str:
+    """The one line that a run ends with.
+
+    result: loss, accuracy, correct and count; a loss that is no number may be None, as in JSON.
+
+    >>> result = {"loss": 0.2801, "accuracy": 0.901, "correct": 1802, "count": 2000}
+    >>> closing_line("test", result, 41.23, "runs/mine")
+    'test accuracy 0.9010 (1802/2000), loss 0.2801, 41.2 s, runs/mine'
+    """
+    loss = math.nan if result["loss"] is None else result["loss"]
+    return (
+        f"{split} accuracy {result['accuracy']:.4f} ({result['correct']}/{result['count']}), "
+        f"loss {loss:.4f}, {seconds:.1f} s, {folder}"
+    )
 
 
 def environment() -> dict[str, Any]:

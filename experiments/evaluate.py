@@ -1,7 +1,8 @@
-"""Evaluates the newest checkpoint of a run folder and prints one closing line.
+"""Evaluates a model of a run folder and prints one closing line.
 
   python -m experiments.evaluate --workdir=runs/resnet20
   python -m experiments.evaluate --workdir=runs/resnet20 --split=train
+  python -m experiments.evaluate --workdir=runs/resnet20 --model=average
 
 Nothing is trained or written.
 """
@@ -18,7 +19,10 @@ def main(argv: list[str]) -> None:
     """Evaluates what `argv` asks for; raises UserError for what a person can put right."""
     options = flags.FlagValues()
     workdir = flags.DEFINE_string("workdir", None, "the run's folder", flag_values=options)
-    split = flags.DEFINE_string("split", "test", "the split of the data", flag_values=options)
+    text = "the split of the data; without it, that which the run was tested on"
+    split = flags.DEFINE_string("split", None, text, flag_values=options)
+    text = "newest or average of the newest checkpoint, or best, as the run was configured"
+    model = flags.DEFINE_string("model", "newest", text, flag_values=options)
     parse(options, argv, __doc__)
     folder = run_folder(workdir.value)
 
@@ -27,7 +31,7 @@ def main(argv: list[str]) -> None:
     from convjax import compiler, run
 
     compiler.keep_programs()
-    print(run.evaluate(folder, split.value))
+    print(run.evaluate(folder, split.value, model.value))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
   python -m experiments.train --config.optimizer.learning_rate=0.01 --config.model.args.width=32
   python -m experiments.train --config=runs/resnet20/config.json --dry_run
 
-The same command on the same --workdir goes on where it stopped.
+The same command on the same --workdir goes on where it stopped. Several processes train together
+where each is given --coordinator, --num_processes and its own --process_id; under Slurm, Open MPI
+and on TPU pods none of these are needed.
 """
 
 import sys
@@ -23,14 +25,23 @@ def main(argv: list[str]) -> None:
     workdir = flags.DEFINE_string("workdir", None, text, flag_values=options)
     text = "print shapes, parameters, config and plan, and train nothing"
     dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
+    text = "HOST:PORT of the first of several processes, where the port is free"
+    coordinator = flags.DEFINE_string("coordinator", None, text, flag_values=options)
+    text = "how many processes train together"
+    processes = flags.DEFINE_integer("num_processes", None, text, flag_values=options)
+    text = "the number of this one, from 0"
+    process = flags.DEFINE_integer("process_id", None, text, flag_values=options)
     config = parse_experiment(options, argv, __doc__)
 
     keep_freed_memory()
     # They import JAX: not before all that can be checked without it is right.
-    from convjax import compiler, run
+    from convjax import compiler, distributed, run
 
-    compiler.keep_programs()
-    print(run.train(config, workdir.value, dry_run=dry_run.value))
+    with distributed.together(coordinator.value, processes.value, process.value):
+        compiler.keep_programs()
+        line = run.train(config, workdir.value, dry_run=dry_run.value)
+        if distributed.leads():
+            print(line)
 
 
 if __name__ == "__main__":

@@ -537,7 +537,7 @@ def test_both_trainers_begin_with_the_same_network_and_see_the_same_images():
     config = load("configs/fashion_mini.py")
     config.batch_size, config.epochs = 8, 1e-3
     begin = trainers.start(config)
-    ours, theirs = trainers.Convjax(config, begin, True), trainers.Torch(config, begin, True)
+    ours, theirs = trainers.Convjax(config, begin), trainers.Torch(config, begin)
     assert contest.deviation(theirs.logits(16), ours.logits(16)) < 1e-5
     assert len(begin.rates) == ours.made.plan.steps == 1
     curve = theirs.run(1)
@@ -557,18 +557,32 @@ def test_clock_of_a_run_stands_still_while_it_is_evaluated():
     assert 0.06 <= curve.seconds[-1] < 0.2
 
 
-def test_half_of_the_images_are_mirrored_and_no_pixel_is_lost():
-    from convjax import data
-    from convjax.pages import load
+def test_crops_and_flips_of_pytorch_are_those_of_the_config():
+    import torch
 
-    config, train = load("configs/fashion_mini.py"), data.load("fashion_mini", "train")
-    (plain, labels), (flipped, same) = (
-        trainers.batch_of(config, train, flip, 3) for flip in (False, True)
-    )
-    mirrored = [not np.array_equal(a, b) for a, b in zip(plain, flipped)]
-    np.testing.assert_array_equal(flipped[mirrored], plain[mirrored][:, :, ::-1])
-    np.testing.assert_array_equal(labels, same)
-    assert 40 < sum(mirrored) < 88
+    from convjax.config import Augment, Experiment
+
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (400, 4, 5, 1), np.uint8)
+    theirs: Any = object.__new__(trainers.Torch)
+    theirs.config = Experiment(augment=Augment(("crop(1)", "flip")))
+    theirs.draw = torch.Generator().manual_seed(0)
+    changed = theirs._changed(images).numpy()
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = np.zeros((2, 3, 3), int)
+    for image, found in zip(padded, changed):
+        windows = {
+            (flip, top, left): image[top : top + 4, left : left + 5][:, :: 1 - 2 * flip]
+            for flip, top, left in np.ndindex(2, 3, 3)
+        }
+        (place,) = (at for at, window in windows.items() if np.array_equal(window, found))
+        seen[place] += 1
+    assert seen.sum() == 400
+    assert 8 <= seen.min() <= seen.max() <= 40  # of 18 places, 22 each
+    wrong = Experiment(augment=Augment(("cutout(8)",)))
+    wrong.optimizer.name = "adamw"
+    with pytest.raises(UserError, match=r"crop\(N\) and flip, not 'cutout\(8\)'"):
+        trainers.checked(wrong)
 
 
 def test_gpu_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch):

@@ -11,15 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convjax import config as config_module
+from convjax import ranges
 from convjax.config import (
+    Augment,
+    Average,
     Checkpoint,
     ConfigError,
     Data,
     Experiment,
     Loss,
     Model,
+    Norm,
     Optimizer,
+    Start,
+    Stop,
     differences,
     flatten,
     from_dict,
@@ -50,12 +55,62 @@ PATHS = [
     "optimizer.warmup_epochs",
     "optimizer.clip_norm",
     "optimizer.args",
+    "optimizer.warmup_steps",
+    "optimizer.warmup_start",
+    "optimizer.final_factor",
+    "optimizer.schedule_args",
+    "optimizer.adaptive_clip",
+    "optimizer.adaptive_clip_skips",
+    "optimizer.rules",
+    "optimizer.layer_decay",
+    "optimizer.lookahead_steps",
+    "optimizer.lookahead_share",
+    "optimizer.sam_rho",
     "loss.name",
     "loss.label_smoothing",
+    "loss.class_weights",
+    "loss.args",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "checkpoint.best",
+    "steps_per_call",
+    "accumulate",
+    "precision",
+    "eval_every_steps",
+    "test_time",
+    "data.train",
+    "data.valid",
+    "data.test",
+    "data.view",
+    "data.eval_view",
+    "data.processes",
+    "augment.parts",
+    "augment.mix",
+    "average.decay",
+    "average.every",
+    "average.power",
+    "average.from_epoch",
+    "average.write_back",
+    "average.reestimate",
+    "norm.frozen",
+    "norm.ghost",
+    "start.run",
+    "start.fresh",
+    "start.average",
+    "start.images",
+    "stop.patience",
+    "stop.metric",
+    "stop.min_delta",
 ]
-SECTIONS = ["model", "data", "optimizer", "loss", "checkpoint"]
+SECTIONS = [
+    *("model", "data", "optimizer", "loss", "augment", "average", "norm", "start", "stop"),
+    "checkpoint",
+]
+# Several texts in one: what a command line gives is always right.
+TEXTS = (
+    *("optimizer.decay", "optimizer.adaptive_clip_skips", "optimizer.rules", "augment.parts"),
+    *("norm.frozen", "start.fresh"),
+)
 # A value of the wrong type for each path, and what the message says was expected.
 MISTYPED = {
     "name": (3, "str"),
@@ -78,10 +133,52 @@ MISTYPED = {
     "optimizer.warmup_epochs": (False, "float"),
     "optimizer.clip_norm": ("1", "float or None"),
     "optimizer.args": ("momentum", "a dict"),
+    "optimizer.warmup_steps": (1.5, "int"),
+    "optimizer.warmup_start": ("0", "float or None"),
+    "optimizer.final_factor": (None, "float"),
+    "optimizer.schedule_args": ([0.97], "a dict"),
+    "optimizer.adaptive_clip": (True, "float or None"),
+    "optimizer.adaptive_clip_skips": ("head/*", "a tuple of str"),
+    "optimizer.rules": ({"head/*": 10}, "a tuple of str"),
+    "optimizer.layer_decay": (None, "float"),
+    "optimizer.lookahead_steps": (None, "int"),
+    "optimizer.lookahead_share": ("half", "float"),
+    "optimizer.sam_rho": ("0.05", "float or None"),
     "loss.name": ({}, "str"),
     "loss.label_smoothing": ("none", "float"),
+    "loss.class_weights": (1.0, "a tuple of float"),
+    "loss.args": (2.0, "a dict"),
     "checkpoint.every_steps": (0.5, "int"),
     "checkpoint.keep": ("all", "int"),
+    "checkpoint.best": (1, "str or None"),
+    "steps_per_call": (2.0, "int"),
+    "accumulate": (None, "int"),
+    "precision": (16, "str"),
+    "eval_every_steps": (1.5, "int"),
+    "test_time": (True, "str or None"),
+    "data.train": (None, "str"),
+    "data.valid": (0.1, "str or None"),
+    "data.test": (None, "str"),
+    "data.view": (224, "str or None"),
+    "data.eval_view": (224, "str or None"),
+    "data.processes": (None, "int"),
+    "augment.parts": ("flip", "a tuple of str"),
+    "augment.mix": (0.2, "str or None"),
+    "average.decay": ("0.9", "float or None"),
+    "average.every": (0.5, "int"),
+    "average.power": (None, "float"),
+    "average.from_epoch": (None, "float"),
+    "average.write_back": (1, "bool"),
+    "average.reestimate": ("yes", "bool"),
+    "norm.frozen": ("*", "a tuple of str"),
+    "norm.ghost": (None, "int"),
+    "start.run": (1, "str or None"),
+    "start.fresh": ("head/*", "a tuple of str"),
+    "start.average": (0, "bool"),
+    "start.images": (1, "str or None"),
+    "stop.patience": (1.5, "int"),
+    "stop.metric": (None, "str"),
+    "stop.min_delta": (None, "float"),
 }
 # Values of the right type that no run can use.
 OUT_OF_RANGE = [
@@ -111,11 +208,41 @@ OUT_OF_RANGE = [
     ("optimizer.warmup_epochs", 11.0),
     ("optimizer.clip_norm", 0.0),
     ("optimizer.args", {"learning_rate": 0.1}),
+    ("optimizer.warmup_epochs", 10.0),
+    ("optimizer.warmup_steps", -1),
+    ("optimizer.warmup_start", 1.1),
+    ("optimizer.final_factor", -0.1),
+    ("optimizer.schedule_args", {"gamma": math.nan}),
+    ("optimizer.adaptive_clip", 0.0),
+    ("optimizer.layer_decay", 0.0),
+    ("optimizer.layer_decay", 1.5),
+    ("optimizer.lookahead_steps", -5),
+    ("optimizer.lookahead_share", 0.0),
+    ("optimizer.sam_rho", 0.0),
     ("loss.name", "cross_entropi"),
     ("loss.label_smoothing", 1.0),
     ("loss.label_smoothing", -0.1),
+    ("loss.class_weights", (1.0, -1.0)),
+    ("loss.args", {"gamma": math.inf}),
     ("checkpoint.every_steps", -1),
     ("checkpoint.keep", 0),
+    ("checkpoint.best", "acuracy"),
+    ("steps_per_call", 0),
+    ("accumulate", 0),
+    ("precision", "float8"),
+    ("eval_every_steps", -1),
+    ("data.eval_view", "centre_crop(224)"),
+    ("data.processes", 2),
+    ("average.decay", 1.0),
+    ("average.every", 0),
+    ("average.power", -1.0),
+    ("average.from_epoch", 10.0),
+    ("average.write_back", True),
+    ("average.reestimate", True),
+    ("norm.ghost", -1),
+    ("stop.patience", -1),
+    ("stop.metric", "acc"),
+    ("stop.min_delta", math.nan),
 ]
 
 
@@ -152,15 +279,49 @@ def test_json_gives_back_an_experiment_with_no_default_left():
         eval_every_epochs=2,
         log_every_steps=9,
         model=Model("my.package:net", {"width": 32, "norm": None, "stages": (1, (2, 3))}),
-        data=Data("cifar10", "folder"),
-        optimizer=Optimizer(
-            "sgd", 0.1, 5e-4, ("*/kernel", "*/scale"), "linear", 1.0, 2.0, {"nesterov": True}
+        data=Data(
+            *("cifar10", "folder", "train[:90%]", "train[90%:]", "test[:50%]"),
+            *("random_resized_crop(224)", "centre_crop(224)", 2),
         ),
-        loss=Loss("cross_entropy", 0.1),
-        checkpoint=Checkpoint(100, 5),
+        optimizer=Optimizer(
+            "sgd",
+            0.1,
+            5e-4,
+            ("*/kernel", "*/scale"),
+            "step",
+            0.0,
+            2.0,
+            {"nesterov": True},
+            warmup_steps=7,
+            warmup_start=0.2,
+            final_factor=0.1,
+            schedule_args={"milestone_epochs": (1, 2), "gamma": 0.5},
+            adaptive_clip=0.01,
+            adaptive_clip_skips=("head/*",),
+            rules=("stem/*: freeze", "head/*: learning_rate=10, weight_decay=0"),
+            layer_decay=0.7,
+            lookahead_steps=5,
+            lookahead_share=0.8,
+            sam_rho=0.05,
+        ),
+        loss=Loss("cross_entropy", 0.1, (1.0, 0.5), {"gamma": 1.0}),
+        steps_per_call=1,
+        accumulate=3,
+        precision="float16",
+        eval_every_steps=50,
+        test_time="flip",
+        augment=Augment(("crop(4)", "flip"), "mixup(0.2)"),
+        average=Average(0.99, 5, 3.0, 1.0, True, True),
+        norm=Norm(("stem/*",), 32),
+        start=Start("runs/other", ("head/*",), True),
+        stop=Stop(3, "loss", 0.01),
+        checkpoint=Checkpoint(100, 5, "loss"),
     )
     plain, default = flatten(config), flatten(Experiment())
-    assert not [path for path in PATHS if plain.get(path) == default[path] and path != "loss.name"]
+    # The default name, the one of the two lengths of a warm-up that is not given, and what a stream
+    # needs.
+    same = {"loss.name", "optimizer.warmup_epochs", "steps_per_call", "start.images"}
+    assert {path for path in PATHS if plain.get(path) == default[path]} == same
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     validate(config)
 
@@ -254,8 +415,13 @@ def test_a_value_out_of_range_is_told_with_its_path_and_value(path, value):
 
 
 def test_every_path_has_a_value_out_of_range_or_none():
-    # Any folder, any tuple of patterns: nothing to refuse before they are used.
-    assert {path for path, _ in OUT_OF_RANGE} == set(PATHS) - {"data.dir", "optimizer.decay"}
+    # Any folder, split or pattern, and what is written as calls: refused where it is used, or in a
+    # test of its own.
+    free = {
+        *("data.dir", "data.train", "data.valid", "data.test", "data.view", "augment.mix"),
+        *("start.run", "start.average", "start.images", "test_time", *TEXTS),
+    }
+    assert {path for path, _ in OUT_OF_RANGE} == set(PATHS) - free
 
 
 def test_validation_lists_everything_that_is_wrong():
@@ -290,10 +456,37 @@ def test_what_json_cannot_hold_is_refused_where_it_stands():
         validate(Experiment(model=Model(args={"a b": 1})))
 
 
-def test_warming_up_for_longer_than_the_run_is_refused():
-    with pytest.raises(ConfigError, match=r"at most the 2 of config\.epochs"):
-        validate(Experiment(epochs=2, optimizer=Optimizer(warmup_epochs=2.5)))
-    validate(Experiment(epochs=2, optimizer=Optimizer(warmup_epochs=2)))
+def test_a_run_that_is_all_warm_up_is_refused():
+    for warmup, epochs in ((2.5, 2), (2, 2)):
+        with pytest.raises(ConfigError) as error:
+            validate(Experiment(epochs=epochs, optimizer=Optimizer(warmup_epochs=warmup)))
+        assert str(error.value) == (
+            f"config.optimizer.warmup_epochs is {warmup}: give less than the 2 of config.epochs, "
+            "such as 0.2, so that something is left for the schedule"
+        )
+    validate(Experiment(epochs=2, optimizer=Optimizer(warmup_epochs=1.9)))
+
+
+def test_a_warm_up_in_epochs_and_in_steps_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps is 5: config\.optimizer\.warmup_epochs is 1"
+    ):
+        validate(Experiment(optimizer=Optimizer(warmup_epochs=1, warmup_steps=5)))
+
+
+def test_every_rule_that_cannot_be_read_is_told():
+    rules = ("stem/*: frieze", "head/*: learning_rat=10", "*/bias", "*: weight_decay=-1")
+    with pytest.raises(ConfigError) as error:
+        validate(Experiment(optimizer=Optimizer(rules=rules)))
+    assert str(error.value).split("; ") == [
+        "config.optimizer.rules: 'stem/*: frieze' says 'frieze': did you mean 'freeze'?",
+        "config.optimizer.rules: 'head/*: learning_rat=10' says 'learning_rat=10': "
+        "did you mean 'learning_rate'?",
+        "config.optimizer.rules: '*/bias' is no rule: write 'PATTERN: freeze' or "
+        "'PATTERN: learning_rate=FACTOR, weight_decay=FACTOR, until_epoch=EPOCH'",
+        "config.optimizer.rules: '*: weight_decay=-1' has the factor '-1': "
+        "give a number of 0 or more",
+    ]
 
 
 def test_differences_are_the_paths_where_values_differ():
@@ -334,11 +527,13 @@ def test_a_saved_file_is_read_and_a_broken_one_is_named(tmp_path):
 def test_the_names_that_a_config_offers_are_those_that_training_has():
     from convjax.training import loss, schedule
 
-    assert set(schedule.SCHEDULES) <= set(config_module.SCHEDULES)
-    for name in config_module.SCHEDULES:
+    assert set(schedule.SCHEDULES) <= set(ranges.SCHEDULES)
+    for name in ranges.SCHEDULES:
         # At its peak the share is 1, whatever comes after.
-        assert float(schedule.make(name, steps=100, warmup=10)(10)) == pytest.approx(1)
-    assert sorted(config_module.LOSSES) == sorted(loss.LOSSES)
+        assert float(
+            schedule.make(name, steps=100, warmup=10)(9 if name == "one_cycle" else 10)
+        ) == pytest.approx(1)
+    assert sorted(ranges.LOSSES) == sorted(loss.LOSSES)
 
 
 def test_every_field_is_explained_in_the_help():
@@ -354,3 +549,16 @@ def test_importing_the_config_imports_nothing_slow():
     code = f"import sys, convjax.config; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("average.every", 5), ("average.power", 3.0), ("average.from_epoch", 1.0)),
+        *(("stop.min_delta", 0.1), ("optimizer.warmup_start", 0.1)),
+        ("optimizer.lookahead_share", 0.8),
+    ],
+)
+def test_what_would_do_nothing_is_refused(path, value):
+    with pytest.raises(ConfigError, match=rf"config\.{path} is {value}: it does nothing without"):
+        validate(put(Experiment(), path, value))

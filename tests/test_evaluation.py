@@ -11,7 +11,7 @@ from convjax.layer import Context
 from convjax.layers import batch_norm, conv, dense, dropout
 from convjax.training import parallel
 from convjax.training.evaluate import evaluate
-from convjax.training.feed import Images
+from convjax.training.feed import Images, Split, evaluation
 from convjax.training.loss import cross_entropy
 from convjax.training.step import make_eval_step, normalise
 
@@ -20,6 +20,11 @@ PREPARE = normalise(np.array([0.5]), np.array([0.25]))
 draw = np.random.default_rng(0)
 IMAGES = draw.integers(0, 256, (70, 5, 5, 1), np.uint8)
 LABELS = draw.integers(0, 4, 70).astype(np.int32)
+
+
+def batches(size, batch_size, mapper):
+    split = Split(Images(IMAGES[:size], LABELS[:size]), ("a", "b", "c", "d"))
+    return evaluation(split, batch_size, mapper)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_evaluation_equals_the_one_by_one_count(model, one_by_one, batch_size):
     mapper = parallel.make("jit")
     step = mapper.compile(make_eval_step(NET, cross_entropy, prepare=PREPARE))
     for size in range(1, 71):
-        found = evaluate(step, mapper, model, Images(IMAGES[:size], LABELS[:size]), batch_size)
+        found = evaluate(step, model, batches(size, batch_size, mapper))
         assert (found.correct, found.count) == (one_by_one[1][:size].sum(), size)
         np.testing.assert_allclose(found.loss, one_by_one[0][:size].sum(), rtol=1e-5)
 
@@ -60,19 +65,12 @@ def test_evaluation_on_many_devices_equals_the_one_by_one_count(model, one_by_on
     mapper = parallel.make(name)
     step = mapper.compile(make_eval_step(NET, cross_entropy, prepare=PREPARE, axis=mapper.axis))
     placed = mapper.replicate(model)
-    found = evaluate(step, mapper, placed, Images(IMAGES[:size], LABELS[:size]), 20)
+    found = evaluate(step, placed, batches(size, 24, mapper))
     assert (found.correct, found.count) == (one_by_one[1][:size].sum(), size)
     np.testing.assert_allclose(found.loss, one_by_one[0][:size].sum(), rtol=1e-5)
-
-
-def test_images_on_the_device_are_counted_alike(model, one_by_one):
-    mapper = parallel.make("jit")
-    step = mapper.compile(make_eval_step(NET, cross_entropy, prepare=PREPARE))
-    data = Images(jnp.asarray(IMAGES), jnp.asarray(LABELS))
-    assert evaluate(step, mapper, model, data, 32)[1:] == (one_by_one[1].sum(), 70)
 
 
 def test_no_images_count_as_none(model):
     mapper = parallel.make("jit")
     step = mapper.compile(make_eval_step(NET, cross_entropy, prepare=PREPARE))
-    assert evaluate(step, mapper, model, Images(IMAGES[:0], LABELS[:0]), 7) == (0.0, 0, 0)
+    assert evaluate(step, model, batches(0, 7, mapper)) == (0.0, 0, 0)

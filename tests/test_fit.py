@@ -28,21 +28,30 @@ class Loss:
         return float(self.number)
 
 
-def record(plan, first=0, since_log=Metrics()):
+def record(plan, first=0, since_log=Metrics(), at_once=1, enough=None):
     """All that a run of the loop does, in order."""
     told: list[Any] = []
 
-    def take_step(number, state):
-        told.append(("step", number))
-        return Counted(state.step + 1), Metrics(Loss(number, told), 1, plan.batch_size)
+    def take_steps(number, count, state):
+        told.append(("step", number) if count == 1 else ("steps", number, count))
+        loss = sum(range(number, number + count))
+        return Counted(state.step + count), Metrics(
+            Loss(loss, told), count, count * plan.batch_size
+        )
+
+    def evaluate(number, state):
+        told.append(("evaluate", number, state.step))
+        return number == enough
 
     events = Events(
         lambda number, metrics, rate: told.append(("log", number, tuple(metrics))),
-        lambda number, state: told.append(("evaluate", number, state.step)),
+        evaluate,
         lambda number, state, since: told.append(("save", number, state.step, tuple(since))),
     )
-    last: Any = fit(Counted(first), take_step, plan, events, since_log)  # type: ignore[arg-type]
-    assert last.step == plan.steps
+    start: Any = Counted(first)
+    steps: Any = take_steps
+    last: Any = fit(start, steps, plan, events, since_log, at_once)
+    assert last.step == (enough or plan.steps)
     return told
 
 
@@ -79,6 +88,23 @@ def test_after_a_step_comes_the_log_then_the_evaluation_then_the_save():
     ]
 
 
+def test_many_steps_a_call_do_what_single_ones_do():
+    plan = Plan(steps=11, epoch=5, batch_size=2, eval_every=5, save_every=4, log_every=3)
+    events = ("log", "evaluate", "save")
+    told = record(plan, at_once=3)
+    assert chosen(told, *events) == chosen(record(plan), *events)
+    assert chosen(told, "step", "steps") == [
+        *(("steps", 0, 3), ("step", 3), ("step", 4), ("step", 5), ("steps", 6, 2)),
+        *(("step", 8), ("step", 9), ("step", 10)),
+    ]
+
+
+def test_an_evaluation_that_is_enough_ends_the_training_with_a_log_and_a_save():
+    plan = Plan(steps=9, epoch=3, batch_size=2, eval_every=2, save_every=3, log_every=3)
+    told = chosen(record(plan, enough=4), "log", "evaluate", "save")
+    assert told[-3:] == [("evaluate", 4, 4), ("log", 4, (3, 1, 2)), ("save", 4, 4, (0, 0, 0))]
+
+
 @pytest.mark.parametrize("first", range(7))
 def test_a_loop_that_goes_on_from_any_save_does_what_was_left(first):
     plan = Plan(steps=7, epoch=3, batch_size=2, eval_every=3, save_every=1, log_every=4)
@@ -98,6 +124,7 @@ def test_a_plan_counts_in_steps():
         steps=18, epoch=7, batch_size=128, eval_every=14, save_every=7, log_every=50
     )
     assert make_plan(10, batch_size=10, epochs=0.01, save_every_steps=4)[:5] == (1, 1, 10, 1, 4)
+    assert make_plan(1000, batch_size=128, epochs=2.5, eval_every_steps=3).eval_every == 3
     with pytest.raises(ConfigError, match=r"config\.batch_size: batch size 11 for 10 images"):
         make_plan(10, batch_size=11, epochs=1)
     with pytest.raises(ConfigError, match=r"config\.epochs is 1e\+300: give fewer than"):

@@ -1,7 +1,6 @@
 """The one step: the same under every mapper, for many members at once, and for any number."""
 
 import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,14 @@ import torch
 
 from convjax import ops, tree
 from convjax.combine import serial
-from convjax.config import PARALLEL, ConfigError
+from convjax.config import ConfigError
 from convjax.layers import batch_norm, conv, dense, dropout
+from convjax.ranges import PARALLEL
 from convjax.training import optimizer as optimizers
 from convjax.training import parallel, schedule
-from convjax.training.feed import Images, fetch, settle
 from convjax.training.loss import cross_entropy
 from convjax.training.optimizer import hyper_of
-from convjax.training.state import TrainState, init_state, shape_of
+from convjax.training.state import TrainState, init_state
 from convjax.training.step import Batch, make_eval_step, make_step, normalise
 
 SPEC = jax.ShapeDtypeStruct((16, 6, 6, 2), jnp.float32)
@@ -74,7 +73,7 @@ def test_a_mask_that_is_uneven_over_devices_gives_the_gradient_of_what_it_shows(
     step = make_step(PLAIN, SGD, cross_entropy, prepare=PREPARE)
     expected = init_state(PLAIN, SGD, jax.random.key(3), SPEC, HYPER)
     for number in range(2):
-        images, labels, _ = batch(number)
+        images, labels, *_ = batch(number)
         expected, metrics = step(expected, Batch(images[:5], labels[:5]), HYPER)
         np.testing.assert_allclose(losses[number], metrics, rtol=1e-5)
         assert losses[number][2] == 5
@@ -97,7 +96,7 @@ def test_a_step_is_that_of_torch():
     sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     step = jax.jit(make_step(PLAIN, optimizer, cross_entropy, prepare=PREPARE))
     for number in range(3):
-        images, labels, _ = batch(number)
+        images, labels, *_ = batch(number)
         pixels = (images / 255 - np.array([0.4, 0.5])) / np.array([0.2, 0.3])
         x = torch.tensor(pixels).permute(0, 3, 1, 2)
         kernel = theirs["conv1/kernel"].permute(3, 2, 0, 1)
@@ -171,7 +170,7 @@ def test_evaluation_has_no_noise_and_uses_the_running_statistics():
     model = (state.params, state.state)
     step = jax.jit(make_eval_step(NET, cross_entropy, prepare=PREPARE))
     whole = step(model, batch(0))
-    images, labels, _ = batch(0)
+    images, labels, *_ = batch(0)
     halves = [step(model, Batch(images[part], labels[part])) for part in (slice(8), slice(8, 16))]
     np.testing.assert_allclose(whole.loss, halves[0].loss + halves[1].loss, rtol=1e-6)
     assert whole.correct == halves[0].correct + halves[1].correct
@@ -195,42 +194,6 @@ def test_a_state_placed_for_training_leaves_the_callers_arrays_alone():
     mapper.compile(step, donate=True)(mapper.replicate(state), batch(0), HYPER)
     found = (state.params, state.state, state.opt)
     assert tree.digest(found) == tree.digest(kept)
-
-
-def test_shapes_are_those_of_the_state_itself():
-    state = init_state(NET, SGD, jax.random.key(0), SPEC, HYPER)
-    shapes = shape_of(NET, SGD, jax.random.key(0), SPEC, HYPER)
-    assert jax.tree.structure(shapes) == jax.tree.structure(state)
-    for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(state)):
-        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
-
-
-def test_images_on_the_device_give_the_batch_of_those_on_the_host():
-    images, labels, _ = batch(0)
-    indices = np.array([3, 0, 15, 3], np.int32)
-    host = fetch(Images(images, labels), indices)
-    device = fetch(Images(jnp.asarray(images), jnp.asarray(labels)), indices)
-    for ours, theirs, expected in zip(host, device, (images[indices], labels[indices])):
-        np.testing.assert_array_equal(ours, expected)
-        np.testing.assert_array_equal(theirs, expected)
-
-
-@pytest.mark.parametrize("name", PARALLEL)
-def test_images_on_an_accelerator_are_gathered_there(name):
-    class Accelerator(NamedTuple):
-        platform: str = "gpu"
-
-    mapper = parallel.make(name)
-    count = len(mapper.devices)
-    images, labels, _ = batch(0)
-    data = settle(Images(images, labels), mapper._replace(devices=[Accelerator()] * count))
-    assert all(isinstance(each, jax.Array) for each in data)
-    assert settle(Images(images, labels), mapper).images is images
-    indices = np.arange(16, dtype=np.int32)[::-1]
-    found = mapper.shard(fetch(data, indices))
-    np.testing.assert_array_equal(found.images, images[indices])
-    np.testing.assert_array_equal(found.labels, labels[indices])
-    assert found.images.sharding.shard_shape(found.images.shape)[0] == 16 // count
 
 
 def test_a_misspelt_mapper_is_told_the_nearest_name():

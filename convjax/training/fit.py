@@ -31,12 +31,12 @@ class Events(NamedTuple):
     """What is done between steps; each is told the number of steps taken.
 
     log: with the metrics of the steps since the last time, and images a second (None if unknown).
-    evaluate: with the state.
+    evaluate: with the state; returns whether that was enough, and the training ends here.
     save: with the state, and the metrics since the last log, from which a resumed run goes on.
     """
 
     log: Callable[[int, Metrics, float | None], None]
-    evaluate: Callable[[int, TrainState], None]
+    evaluate: Callable[[int, TrainState], bool]
     save: Callable[[int, TrainState, Metrics], None]
 
 
@@ -46,11 +46,13 @@ def make_plan(
     batch_size: int,
     epochs: float,
     eval_every_epochs: int = 1,
+    eval_every_steps: int = 0,
     save_every_steps: int = 0,
     log_every_steps: int = 50,
 ) -> Plan:
     """The plan for `size` images. A fraction of an epoch is rounded to a whole number of steps.
 
+    eval_every_steps: 0 goes by eval_every_epochs.
     save_every_steps: 0 saves once an epoch.
 
     >>> make_plan(1000, batch_size=100, epochs=2.5)
@@ -70,7 +72,7 @@ def make_plan(
         steps=steps,
         epoch=epoch,
         batch_size=batch_size,
-        eval_every=eval_every_epochs * epoch,
+        eval_every=eval_every_steps or eval_every_epochs * epoch,
         save_every=save_every_steps or epoch,
         log_every=log_every_steps,
     )
@@ -78,28 +80,32 @@ def make_plan(
 
 def fit(
     state: TrainState,
-    take_step: Callable[[int, TrainState], tuple[TrainState, Metrics]],
+    take_steps: Callable[[int, int, TrainState], tuple[TrainState, Metrics]],
     plan: Plan,
     events: Events,
     since_log: Metrics = Metrics(),
+    at_once: int = 1,
 ) -> TrainState:
-    """Trains from the state's own step to the end of the plan.
+    """Trains from the state's own step to the end of the plan, or until an evaluation is enough.
 
     Evaluates, logs and saves as planned and after the last step, in this order: log, evaluate,
     save. So all that is known of a saved step was logged before. A progress bar on standard error
     shows loss, accuracy, images a second and time left; it is silent where that is no terminal.
 
-    take_step: `(n, state) -> (state, metrics)`, the step with its n-th batch, counted from 0.
+    take_steps: `(n, count, state) -> (state, metrics)`, so many steps with the batches from the
+        n-th on, counted from 0; and the sums of their metrics.
     since_log: what a resumed run had seen since its last log.
+    at_once: the largest count; where something is due earlier, it is smaller.
     """
     first = done = int(state.step)
     pending: Metrics | None = None
     clock = _Clock()
     with _progress_bar(plan, first) as bar:
         while done < plan.steps:
-            state, metrics = take_step(done, state)
-            done += 1
-            if done == first + 1:
+            count = min(at_once, _steps_to_next(done, plan))
+            state, metrics = take_steps(done, count, state)
+            done += count
+            if done == first + count:
                 clock.start()  # The first call compiles: its time says nothing about the rest.
             # Metrics are read one call late, when the device has its next step already.
             if pending is not None:
@@ -115,11 +121,21 @@ def fit(
                 since_log = Metrics()
                 clock.start()
             with clock.stopped():
-                if evaluate:
-                    events.evaluate(done, state)
-                if save:
+                enough = evaluate and events.evaluate(done, state)
+                if enough and not log:
+                    events.log(done, since_log, clock.images_per_second())
+                    since_log = Metrics()
+                if save or enough:
                     events.save(done, state, since_log)
+            if enough:
+                break
     return state
+
+
+def _steps_to_next(done: int, plan: Plan) -> int:
+    """How many steps there are until something is due."""
+    periods = (plan.log_every, plan.eval_every, plan.save_every)
+    return min(plan.steps - done, *(every - done % every for every in periods))
 
 
 def _due(done: int, plan: Plan) -> tuple[bool, bool, bool]:

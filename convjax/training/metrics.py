@@ -25,12 +25,15 @@ class Metrics(NamedTuple):
 def correct(logits: Array, labels: Array, mask: Array | None = None) -> Array:
     """How many examples have their greatest logit at the label, int32.
 
-    Of equal logits the first is taken to be the greatest. An example with a NaN among its logits is
+    labels: int `[batch]`, or probabilities `[batch, classes]`, of which the greatest counts. Of
+    equal ones the first is taken to be the greatest. An example with a NaN among its logits is
     never correct.
 
     >>> int(correct(jnp.array([[0.0, 1.0], [2.0, 1.0], [jnp.nan, 1.0]]), jnp.array([1, 0, 0])))
     2
     """
+    if labels.ndim == logits.ndim:
+        labels = jnp.argmax(labels, -1)
     hit = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
     return (hit if mask is None else hit & mask).sum(dtype=jnp.int32)
 
