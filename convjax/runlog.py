@@ -151,6 +151,14 @@ def closing_line(
     )
 
 
+def line_of(step: int, epoch: int, split: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the metrics, but for its times.
+
+    epoch: the steps of one. result: means, by the name of the metric.
+    """
+    return {"step": step, "epoch": step / epoch, "split": split, **result}
+
+
 def environment() -> dict[str, Any]:
     """What a run depends on beside its config: versions, source revision, devices, cores."""
     packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "convjax")
