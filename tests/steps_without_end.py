@@ -1,5 +1,6 @@
 """Meets the other processes and takes steps with them until it is ended from outside."""
 
+import signal
 import sys
 import time
 
@@ -9,6 +10,8 @@ from convjax import distributed
 from convjax.training import parallel
 
 if __name__ == "__main__":
+    # Where the tests run in the background of a shell, Ctrl-C is ignored from the start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with distributed.together(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
         mapper = parallel.make("sharded")
         total = mapper.compile(lambda first, batch: first + batch.sum())

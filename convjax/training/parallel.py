@@ -137,10 +137,10 @@ def make(
 def split_largest(shape: Sequence[int], count: int, whole_below: int) -> PartitionSpec:
     """How `fsdp` splits an array into `count` parts: along its largest axis that divides by it.
 
-    >>> split_largest((3, 3, 256, 512), 8, whole_below=2**16)
-    PartitionSpec(None, None, None, 'batch')
-    >>> split_largest((3, 3, 3, 64), 8, whole_below=2**16)
-    PartitionSpec()
+    >>> tuple(split_largest((3, 3, 256, 512), 8, whole_below=2**16))
+    (None, None, None, 'batch')
+    >>> tuple(split_largest((3, 3, 3, 64), 8, whole_below=2**16))
+    ()
     """
     axes = [axis for axis, size in enumerate(shape) if size % count == 0]
     if math.prod(shape) < whole_below or not axes:
