@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_run import experiment, pictures, timeless
+from test_run import Stop as Stopped
+from test_run import experiment, pictures, stopping, timeless
 
 from convjax import run, tree
 from convjax.checkpoint import Checkpoints
 from convjax.config import Augment, Average, Checkpoint, Data, Model, Norm, Start, Stop, UserError
 from convjax.runlog import RunLog
-from convjax.training import feed
 
 VALID = Data("test_run:pictures", train="train", valid="valid", test="test")
 
@@ -83,23 +83,12 @@ def test_an_average_is_evaluated_as_it_was(whole):
     assert f"loss {last['loss']:.4f}" in found
 
 
-class Stopped(Exception):
-    """What stops a run in these tests."""
-
-
 @pytest.mark.parametrize("stop", [7, 13])
 def test_a_run_that_is_stopped_between_best_models_keeps_the_right_one(tmp_path, monkeypatch, stop):
     recipe = RECIPE | {"eval_every_steps": 1}
     expected, _ = train(tmp_path / "whole", **recipe)
-    take, steps = feed.batch_indices, iter(range(1000))
-
-    def batch_indices(*arguments):
-        if next(steps) == stop:
-            raise Stopped
-        return take(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(feed, "batch_indices", batch_indices)
+        stopping(patch, stop, Stopped())
         with pytest.raises(Stopped):
             train(tmp_path / "stopped", **recipe)
     log, _ = train(tmp_path / "stopped", **recipe)
@@ -111,15 +100,8 @@ def test_a_run_that_is_stopped_between_best_models_keeps_the_right_one(tmp_path,
 
 @pytest.mark.parametrize("stop", [3, 6, 11, 15])
 def test_a_recipe_that_was_stopped_goes_on_as_though_it_had_not(whole, tmp_path, monkeypatch, stop):
-    take, steps = feed.batch_indices, iter(range(1000))
-
-    def batch_indices(*arguments):
-        if next(steps) == stop:
-            raise Stopped
-        return take(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(feed, "batch_indices", batch_indices)
+        stopping(patch, stop, Stopped())
         with pytest.raises(Stopped):
             train(tmp_path, **RECIPE)
     log, _ = train(tmp_path, **RECIPE)
