@@ -218,8 +218,5 @@ def test_what_runs_in_one_process_is_refused_for_several(name):
         parallel.make(name, devices)
 
 
-def test_one_process_is_the_only_part_and_what_is_its_own_is_whole():
-    mapper = mapper_of("sharded")
-    assert mapper.part == (0, 1)
-    assert mapper.local.is_equivalent_to(mapper.whole, 0)
-    assert float(jax.device_put(jnp.float32(3), mapper.local)) == 3
+def test_one_process_is_the_only_part():
+    assert mapper_of("sharded").part == (0, 1)

@@ -37,7 +37,7 @@ def batch(number, size=16):
     return Batch(images, draw.integers(0, 5, size).astype(np.int32))
 
 
-def steps(net, number=3, mapper=None, averaged=False, **recipe):
+def steps(net, number=3, mapper=None, averaged=False, size=16, **recipe):
     mapper = mapper or parallel.make("jit")
     step = make_step(net, SGD, cross_entropy, prepare=PREPARE, axis=mapper.axis, **recipe)
     step = mapper.compile(step)
@@ -46,7 +46,7 @@ def steps(net, number=3, mapper=None, averaged=False, **recipe):
     )
     seen = [state]
     for each in range(number):
-        state, metrics = step(state, mapper.shard(batch(each)), HYPER)
+        state, metrics = step(state, mapper.shard(batch(each, size)), HYPER)
         seen.append(state)
     return seen, metrics
 
@@ -56,13 +56,13 @@ def assert_same(params, expected, **tolerance):
         np.testing.assert_allclose(a, b, err_msg=path, **tolerance)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(parts):
-    seen, metrics = steps(PLAIN, parts=parts)
-    whole, expected = steps(PLAIN)
+@pytest.mark.parametrize(("size", "parts"), [(16, 2), (128, 4)])
+def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(size, parts):
+    seen, metrics = steps(PLAIN, size=size, parts=parts)
+    whole, expected = steps(PLAIN, size=size)
     assert_same(seen[-1].params, whole[-1].params, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics, expected, rtol=1e-5)
-    assert int(metrics.count) == 16
+    assert int(metrics.count) == size
 
 
 def test_batch_statistics_go_from_part_to_part():

@@ -42,8 +42,6 @@ class Mapper(NamedTuple):
     place: places a state or a model where it is kept between steps, in memory of its own.
     spec: shapes, dtypes and shardings of what `place` would give, of arrays or of their shapes.
     whole, split: the shardings of what `replicate` and `shard` have placed.
-    local: the sharding of what is whole on each device of this process, for data that each process
-        has for itself; with one process it is `whole`.
     part: this process's number among those that the devices belong to, and how many there are.
     """
 
@@ -56,7 +54,6 @@ class Mapper(NamedTuple):
     spec: Callable[[Any], Any]
     whole: NamedSharding
     split: NamedSharding
-    local: NamedSharding
     part: tuple[int, int]
 
 
@@ -92,10 +89,7 @@ def make(
     if name == "jit":
         devices = devices[:1]
     here = jax.process_index()
-    mesh, near = (
-        Mesh(np.array(each), (AXIS,), axis_types=(AxisType.Auto,))
-        for each in (devices, [device for device in devices if device.process_index == here])
-    )
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
 
     def layout(leaf: Any) -> NamedSharding:
@@ -128,10 +122,9 @@ def make(
     def spec(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: spec_on(leaf, layout(leaf)), tree)
 
-    local = NamedSharding(near, PartitionSpec())
     part = (processes.index(here), len(processes))
     placing = (compile, replicate, shard, place, spec)
-    return Mapper(axis, devices, *placing, whole, split, local, part)
+    return Mapper(axis, devices, *placing, whole, split, part)
 
 
 def split_largest(shape: Sequence[int], count: int, whole_below: int) -> PartitionSpec:
