@@ -73,4 +73,4 @@ def test_evaluation_on_many_devices_equals_the_one_by_one_count(model, one_by_on
 def test_no_images_count_as_none(model):
     mapper = parallel.make("jit")
     step = mapper.compile(make_eval_step(NET, cross_entropy, prepare=PREPARE))
-    assert evaluate(step, model, batches(0, 7, mapper)) == (0.0, 0, 0)
+    assert evaluate(step, model, batches(0, 7, mapper)) == (0.0, 0, 0, 0)

@@ -42,7 +42,7 @@ def train(feed, mapper, counts, change=None):
     )
     program = mapper.compile(feed.program(step), donate=True)
     state = mapper.replicate(init_state(NET, SGD, jax.random.key(1), SPEC, HYPER))
-    hyper, total, done = mapper.replicate(HYPER), np.zeros(3), 0
+    hyper, total, done = mapper.replicate(HYPER), np.zeros(4), 0
     for count in counts:
         batch, *rest = feed.take(done, count)
         state, metrics = program(state, batch, hyper, *rest)

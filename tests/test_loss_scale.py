@@ -7,7 +7,8 @@ import pytest
 import torch
 from flax.training.dynamic_scale import DynamicScale
 
-from convjax.training.loss_scale import LossScale, choose, finite, follow, start
+from convjax.training.loss_scale import LossScale, follow, start
+from convjax.training.watch import choose, finite
 
 EVERY = 4
 

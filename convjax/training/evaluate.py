@@ -32,10 +32,10 @@ def evaluate(
     return functools.reduce(add, map(to_host, results), Metrics())
 
 
-def batch_size_for(batch_size: int, devices: int) -> int:
-    """The batch size of an evaluation: rounded up to a multiple of the devices.
+def batch_size_for(batch_size: int, devices: int, images: int) -> int:
+    """The batch size of an evaluation: a multiple of the devices, and hardly more than the images.
 
-    >>> batch_size_for(500, devices=8)
-    504
+    >>> batch_size_for(500, devices=8, images=2000), batch_size_for(500, devices=8, images=13)
+    (504, 16)
     """
-    return -(-batch_size // devices) * devices
+    return -(-min(batch_size, images) // devices) * devices

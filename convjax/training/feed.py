@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from convjax.compiler import spec_on
 from convjax.data import Dataset, Examples, batch_indices, channel_statistics, eval_batches
+from convjax.data.dataset import Faults
 from convjax.data.views import View
 from convjax.training.metrics import Metrics
 from convjax.training.parallel import Mapper
@@ -41,10 +42,14 @@ class OnDisk(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split of a data set: its images, wherever they are, and the names of their classes."""
+    """A split of a data set: its images, wherever they are, and the names of their classes.
+
+    faults: the images that cannot be read and are left out.
+    """
 
     source: Images | OnDisk
     classes: tuple[str, ...]
+    faults: Faults = Faults(0)
 
     @property
     def size(self) -> int:
@@ -181,7 +186,7 @@ def _resident(data: Images, order: Order, mapper: Mapper, at_once: int) -> Feed:
                 state, more = step(state, Batch(images, labels, numbers=numbers), hyper)
                 return state, Metrics(*map(jnp.add, metrics, more))
 
-            none = Metrics(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+            none = Metrics(jnp.float32(0), *(jnp.int32(0) for _ in range(3)))
             return lax.fori_loop(0, count, one, (state, none))
 
         return steps

@@ -1,9 +1,10 @@
 """Dynamic loss scaling: keeps small gradients from vanishing in float16.
 
     grads = jax.grad(lambda params: loss(params) * scale.scale)(params)
-    grads = jax.tree.map(lambda grad: grad / scale.scale, grads)    # in float32, then ...
-    good = finite(grads)
-    state, scale = choose(good, new_state, state), follow(scale, good)
+    grads = jax.tree.map(lambda grad: grad / scale.scale, grads)    # in float32
+    scale = follow(scale, good=watch.finite(grads))
+
+A step that is not good is skipped, as `convjax.training.watch` does.
 
 The scale is a power of two, so that multiplying and dividing by it round nothing. Micikevicius et
 al., Mixed Precision Training, 2018 (arXiv 1710.03740), with the numbers of `torch.amp.GradScaler`.
@@ -11,9 +12,8 @@ al., Mixed Precision Training, 2018 (arXiv 1710.03740), with the numbers of `tor
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -39,14 +39,6 @@ def start() -> LossScale:
     return LossScale(jnp.asarray(np.float32(2**16)), jnp.asarray(np.int32(0)))
 
 
-def finite(grads: Any) -> Array:
-    """Whether every number of every leaf is finite, as a bool: neither infinite nor NaN."""
-    good = jnp.asarray(True)
-    for leaf in jax.tree.leaves(grads):
-        good &= jnp.isfinite(leaf).all()
-    return good
-
-
 def follow(scale: LossScale, good: Array, *, every: int = 2000) -> LossScale:
     """The scale for the next step: halved after a bad one, doubled after `every` good ones.
 
@@ -59,15 +51,6 @@ def follow(scale: LossScale, good: Array, *, every: int = 2000) -> LossScale:
     shrunk = jnp.maximum(scale.scale / 2, 1)
     new = jnp.where(good, jnp.where(steps == every, grown, scale.scale), shrunk)
     return LossScale(new, jnp.where(steps == every, 0, steps))
-
-
-def choose(good: Array, new: Any, old: Any) -> Any:
-    """The new tree after a good step, the old one after a bad step, which so is skipped.
-
-    Give it all that the gradients or a network that overflowed may spoil: parameters, batch
-    statistics, the optimizer's state and averages.
-    """
-    return jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
 
 
 _LARGEST = 2.0**127

@@ -15,11 +15,13 @@ class Metrics(NamedTuple):
     loss: the sum of their losses.
     correct: how many were classified correctly.
     count: how many they were.
+    skipped: how many steps of training were skipped, whose examples are not among them.
     """
 
     loss: Any = 0.0
     correct: Any = 0
     count: Any = 0
+    skipped: Any = 0
 
 
 def correct(logits: Array, labels: Array, mask: Array | None = None) -> Array:
@@ -46,7 +48,7 @@ def means(metrics: Metrics) -> dict[str, Any]:
 
     Without examples loss and accuracy are NaN.
     """
-    loss, correct, count = metrics
+    loss, correct, count, _ = metrics
     return {
         "loss": loss / count if count else math.nan,
         "accuracy": correct / count if count else math.nan,
@@ -57,7 +59,8 @@ def means(metrics: Metrics) -> dict[str, Any]:
 
 def to_host(metrics: Metrics) -> Metrics:
     """The same as Python numbers; waits for the device."""
-    return Metrics(float(metrics.loss), int(metrics.correct), int(metrics.count))
+    loss, *counts = metrics
+    return Metrics(float(loss), *map(int, counts))
 
 
 def add(one: Metrics, other: Metrics) -> Metrics:

@@ -12,9 +12,10 @@ import numpy as np
 from jax import Array
 
 from convjax.layer import Layer, Params, Spec, State, fold
-from convjax.training import loss_scale
+from convjax.training import loss_scale, watch
 from convjax.training.loss_scale import LossScale
 from convjax.training.optimizer import Hyper, Optimizer
+from convjax.training.watch import Watch
 
 
 class TrainState(NamedTuple):
@@ -26,6 +27,7 @@ class TrainState(NamedTuple):
     key: from which the randomness of each step is folded; it never changes.
     average: parameters and batch statistics as `convjax.training.average` follows them, or None.
     scale: what the loss is multiplied by in float16 (`convjax.training.loss_scale`), or None.
+    watch: what was seen of bad steps (`convjax.training.watch`), or None, which skips none.
     """
 
     step: Array
@@ -35,6 +37,7 @@ class TrainState(NamedTuple):
     key: Array
     average: Any = None
     scale: LossScale | None = None
+    watch: Watch | None = None
 
 
 def init_state(
@@ -61,7 +64,7 @@ def init_state(
     average = jax.tree.map(jnp.copy, (params, state)) if averaged else None
     scale = loss_scale.start() if scaled else None
     step, noise = jnp.asarray(np.int32(0)), fold(key, "noise")
-    return TrainState(step, params, state, opt, noise, average, scale)
+    return TrainState(step, params, state, opt, noise, average, scale, watch.start())
 
 
 # One program: run one by one, the operations of a schedule and of an optimizer take 30 programs.

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from convjax.augment.compose import Draw
 from convjax.layer import Context, Layer, Params, State, fold
-from convjax.training import loss_scale
+from convjax.training import loss_scale, watch
 from convjax.training.accumulate import in_parts
 from convjax.training.average import Average
 from convjax.training.loss import Loss, cross_entropy
@@ -87,13 +87,18 @@ def make_step(
     parts: int = 1,
     average: Average | None = None,
     epoch: int = 1,
+    patience: int | Array = 10,
     axis: str | None = None,
 ) -> Step:
     """One step of training: `(state, batch, hyper) -> (state, metrics)`.
 
     The randomness of step n is the state's key with n folded in. The gradient is that of the mean
     loss over the whole batch. Where the state has a loss scale, the loss is multiplied by it for
-    the backward pass, and a step whose gradient is not finite changes nothing but that scale.
+    the backward pass.
+
+    Where the state has a watch, a step is skipped whole if its loss, a gradient, batch statistic or
+    new parameter, or what the optimizer remembers, is not finite: it changes nothing but the watch,
+    the count of steps and the loss scale, and its metrics are those of no example.
 
     change: what random changes become of the images first, inside the compiled step; image i of the
         whole batch is given a key of its own.
@@ -107,12 +112,23 @@ def make_step(
         time, and noise, which is drawn for each part.
     average: follows parameters and batch statistics, in `state.average`.
     epoch: the steps of an epoch, for augmentations that go by it.
+    patience: after so many skipped steps in a row nothing is trained any more, see
+        `watch.diverged`; those by which a loss scale comes down to 1 are not counted.
     axis: the mapped axis over which the batch is spread (`pmap`, `shard_map`): gradients, batch
         statistics and metrics are those of the whole batch. Not for `jit`, where the batch is
         whole by itself. `shard_map` wants `check_vma=False`.
+
+    Raises:
+        ValueError: for a patience below 1.
     """
 
+    if isinstance(patience, int) and patience < 1:
+        raise ValueError(f"patience is {patience}: give 1 or more steps")
+
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+        if state.scale is not None and state.watch is None:
+            raise ValueError("a state with a loss scale needs a watch, too: give watch.start()")
+        calls = watch.Calls()
         key = jax.random.fold_in(state.key, state.step)
         if change is not None:
             batch = batch._replace(
@@ -131,14 +147,14 @@ def make_step(
 
             def objective(params: Params) -> tuple[Array, tuple[State, tuple[Array, Metrics]]]:
                 params = params if hold is None else hold(params)
-                ctx = Context(key, train=True, axis=axis)
+                ctx = watch.Noting(key, train=True, axis=axis, calls=calls)
                 logits, new_state = net.apply(params, model_state, part.images, ctx)
                 total, weight = loss(
                     logits, part.labels, part.mask, hyper.label_smoothing, **hyper.loss
                 )
                 hits = correct(logits, part.labels, part.mask)
                 count = len(part.labels) if part.mask is None else part.mask.sum()
-                metrics = Metrics(total, hits, jnp.asarray(count, jnp.int32))
+                metrics = Metrics(total, hits, jnp.asarray(count, jnp.int32), jnp.int32(0))
                 scaled = scale * (total / number)
                 return scaled, (new_state, (weight.astype(jnp.float32), metrics))
 
@@ -164,10 +180,12 @@ def make_step(
         if average is not None:
             follower, (params, new_state) = average(follower, (params, new_state), state.step)
         new = state._replace(params=params, state=new_state, opt=opt, average=follower)
-        if state.scale is not None:
-            finite = loss_scale.finite(grads)
-            new = loss_scale.choose(finite, new, state)
-            new = new._replace(scale=loss_scale.follow(state.scale, finite))
+        if state.watch is not None:
+            order = watch.order_of(calls, state.params, state.state)
+            bad = watch.look(metrics.loss, grads, new_state, params, opt)
+            # What one device alone has seen is bad for all: they are to stay alike.
+            bad = _psum(bad.astype(jnp.int32), axis) > 0
+            new, metrics = _kept(state, new, metrics, bad, order, patience)
         return new._replace(step=state.step + 1), metrics
 
     return step
@@ -194,10 +212,29 @@ def make_eval_step(
         logits = predict(prepare(batch.images))
         total, _ = loss(logits, batch.labels, batch.mask, 0.0)
         count = len(batch.labels) if batch.mask is None else batch.mask.sum()
-        metrics = Metrics(total, correct(logits, batch.labels, batch.mask), jnp.int32(count))
+        hits = correct(logits, batch.labels, batch.mask)
+        metrics = Metrics(total, hits, jnp.int32(count), jnp.int32(0))
         return _psum(metrics, axis)
 
     return step
+
+
+def _kept(
+    before: TrainState,
+    after: TrainState,
+    metrics: Metrics,
+    bad: Array,
+    order: Sequence[int],
+    patience: int | Array,
+) -> tuple[TrainState, Metrics]:
+    """The state after a good step with its metrics; after a bad one the old state, and none."""
+    assert before.watch is not None
+    excused = False if before.scale is None else before.scale.scale > 1
+    good, seen = watch.follow(before.watch, bad, order, before.step, patience, excused)
+    scale = None if before.scale is None else loss_scale.follow(before.scale, good)
+    metrics = watch.choose(good, metrics, jax.tree.map(jnp.zeros_like, metrics))
+    metrics = metrics._replace(skipped=seen.skipped - before.watch.skipped)
+    return watch.choose(good, after, before)._replace(scale=scale, watch=seen), metrics
 
 
 def _draw(state: TrainState, batch: Batch, key: Array, epoch: int, axis: str | None) -> Draw:
