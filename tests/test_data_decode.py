@@ -1,6 +1,9 @@
 """Files as people have them: read as Pillow reads them, or refused by name."""
 
 import io
+import struct
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -71,6 +74,31 @@ def test_an_alpha_channel_that_hides_nothing_is_dropped(mode):
     image = Image.fromarray(COLOURS).convert(mode)
     expected = COLOURS if mode == "RGBA" else np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(read(saved(image)), expected)
+
+
+def empty_png(width, height):
+    """A PNG that claims a size and has no pixels, by hand."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+# Pillow warns of 100 million pixels, and refuses 400 million by itself.
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("side", [10_000, 20_000, 2**31 - 1])
+def test_more_pixels_than_pillow_takes_for_safe_are_an_error_before_they_are_decoded(side, strict):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if strict else "ignore")
+        with pytest.raises(ImageError, match=r"a/b.jpg claims (too many|10000x10000) pixels.*take"):
+            read(empty_png(side, side))
+
+
+def test_what_pillow_takes_for_safe_may_be_set(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2399)
+    with pytest.raises(ImageError, match=r"claims"):
+        read(saved(Image.fromarray(COLOURS)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2400)
+    np.testing.assert_array_equal(read(saved(Image.fromarray(COLOURS))), COLOURS)
 
 
 def test_transparent_pixels_are_an_error():

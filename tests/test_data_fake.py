@@ -52,9 +52,9 @@ def test_all_of_imagenet_takes_no_memory_until_it_is_asked_for():
 
 
 def test_more_than_the_memory_holds_is_an_error_with_the_way_out(monkeypatch):
-    from convjax.data import dataset
+    from convjax.data import checks
 
-    monkeypatch.setattr(dataset, "_memory", lambda: 100 << 30)
+    monkeypatch.setattr(checks, "memory", lambda: 100 << 30)
     with pytest.raises(
         ValueError, match=r"1281167x224x224x3 images take 179.6 GiB, .* 100.0: stream them, or take"
     ):
@@ -62,9 +62,9 @@ def test_more_than_the_memory_holds_is_an_error_with_the_way_out(monkeypatch):
 
 
 def test_the_memory_of_this_machine_is_known():
-    from convjax.data import dataset
+    from convjax.data import checks
 
-    assert 1 << 28 < dataset._memory() < 1 << 50
+    assert 1 << 28 < checks.memory() < 1 << 50
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path, sizes, zipped)
     (tmp_path / "file").write_bytes(gzip.compress(content) if zipped else content)
     tracemalloc.start()
     try:
-        with pytest.raises(IdxError, match="cut short: 99 bytes of data"):
+        with pytest.raises(IdxError, match=r"cut short: 99 bytes of data|takes \d+ bytes"):
             read_idx(tmp_path / "file")
         peak = tracemalloc.get_traced_memory()[1]
     finally:

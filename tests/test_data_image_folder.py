@@ -229,9 +229,9 @@ def test_scanning_reads_no_image_and_holds_little(root):
 
 
 def test_more_images_than_memory_holds_are_an_error_before_they_are_read(root, monkeypatch):
-    from convjax.data import dataset
+    from convjax.data import checks
 
-    monkeypatch.setattr(dataset, "_memory", lambda: 300)
+    monkeypatch.setattr(checks, "memory", lambda: 300)
     with pytest.raises(ValueError, match=r"train: 5x4x6x3 images take 0.0 GiB, .*as a stream, or"):
         load("image_folder", "train", root)
 
@@ -262,4 +262,4 @@ def test_cifar_10_as_a_folder_has_its_classes_in_the_order_of_its_labels(tmp_pat
     for index in 0, 17:
         expected = np.asarray(Image.open(folder.path(index)).convert("RGB"))
         np.testing.assert_array_equal(images[index], expected)
-    np.testing.assert_array_equal(image_folder.read(folder, whole()).images, images)
+    np.testing.assert_array_equal(image_folder.read(folder, whole())[0].images, images)

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def archive_of(name, **changes):
     variant = cifar.FAMILY[name]
     contents, splits = {variant.names: "\n".join([*NAMES, ""]).encode()}, []
     for files in variant.files:
-        parts = [records(3, variant.label_bytes, hash(file) % 2**32) for file in files]
+        parts = [records(3, variant.label_bytes, zlib.crc32(file.encode())) for file in files]
         contents |= {file: part[2] for file, part in zip(files, parts)}
         splits.append([np.concatenate(arrays) for arrays in list(zip(*parts))[:2]])
     packed = io.BytesIO()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from convjax.data import epoch_order, load
 from convjax.data.batches import random_numbers
-from convjax.data.decode import ImageError
+from convjax.data.dataset import FileError, ImageError
 from convjax.data.prefetch import prefetch
 from convjax.data.sources import open_examples
 from convjax.data.stream import (
@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_read_is_named_by_whoever_reads_it(tmp_path, worke
     assert not multiprocessing.active_children()
     assert list(stream) == []
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"5\.png"):
+    with pytest.raises(FileError, match=r"5\.png cannot be read: No such file or directory; is"):
         taken(eval_batches(examples, whole(4, 4), batch_size=4, workers=Workers(0, 1)))
 
 

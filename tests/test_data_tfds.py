@@ -189,7 +189,9 @@ def test_images_of_several_sizes_are_an_error_with_both(tmp_path):
 def test_examples_without_a_label_are_an_error(tmp_path):
     written = [{**example, "label": -1} for example in examples(range(3))]
     write(tmp_path, splits={"test": written})
-    with pytest.raises(ValueError, match="label -1 of image 0 is outside 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"image 0 of insects \(test\): label -1 is outside 0 to 2"
+    ):
         load("insects", "test", tmp_path)
 
 
@@ -282,13 +284,17 @@ def test_loading_works_without_tensorflow(root):
 
 def test_a_missing_tfds_is_an_error_with_the_command_that_installs_it(root):
     code = """
+from convjax.config import UserError
+
 for name in "insects", "svhn_cropped":
     try:
         load(name, "train", sys.argv[1])
     except (ModuleNotFoundError, ValueError) as error:
         print(error)
+        print(isinstance(error, UserError))
 """
     said = run_without(["tensorflow_datasets", "array_record"], code, root).splitlines()
     assert "pip install tensorflow-datasets array-record" in said[0]
-    assert "unknown data set 'svhn_cropped'" in said[1]
-    assert "TFDS, which knows more, is not installed" in said[1]
+    assert said[1] == "True"
+    assert "unknown data set 'svhn_cropped'" in said[2]
+    assert "TFDS, which knows more, is not installed" in said[2]

@@ -14,24 +14,29 @@ from convjax.data.batches import (
     eval_batches,
     steps_per_epoch,
 )
-from convjax.data.dataset import DataNotFoundError, Dataset
+from convjax.data.dataset import DataError, DataNotFoundError, Dataset, FileError, ImageError
 from convjax.data.examples import Example, Examples
 from convjax.data.idx import IdxError, read_idx, write_idx
-from convjax.data.sources import load, names, open_examples
+from convjax.data.sources import load, load_readable, names, open_examples, open_readable
 
 __all__ = [
+    "DataError",
     "DataNotFoundError",
     "Dataset",
     "Example",
     "Examples",
+    "FileError",
     "IdxError",
+    "ImageError",
     "batch_indices",
     "channel_statistics",
     "epoch_order",
     "eval_batches",
     "load",
+    "load_readable",
     "names",
     "open_examples",
+    "open_readable",
     "read_idx",
     "steps_per_epoch",
     "write_idx",

@@ -8,14 +8,16 @@ files for Python are pickles, which may run any code when they are read, and are
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
-import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from convjax.data.dataset import Dataset, checked
+from convjax.data import files as plain
+from convjax.data.checks import checked
+from convjax.data.dataset import DataError, Dataset
 from convjax.data.downloads import noted
 
 SPLITS = ("train", "test")
@@ -73,15 +75,15 @@ def find(name: str, root: Path) -> Path | None:
 
 
 def read(name: str, split: str, place: Path) -> Dataset:
-    """A split out of what `find` found. Raises ValueError where the files are damaged."""
+    """A split out of what `find` found. Raises DataError where the files are damaged."""
     variant = FAMILY[name]
     files = variant.files[SPLITS.index(split)]
     contents = _contents(place, variant, (*files, variant.names))
-    classes = tuple(contents.pop(variant.names).decode().split())
+    classes = tuple(contents.pop(variant.names).decode(errors="surrogateescape").split())
     size = variant.label_bytes + _PIXELS
     for file, content in contents.items():
         if not content or len(content) % size:
-            raise ValueError(
+            raise DataError(
                 f"{file} in {place} has {len(content)} bytes, no multiple of {size}: "
                 "copy or download it again"
             )
@@ -94,6 +96,7 @@ def read(name: str, split: str, place: Path) -> Dataset:
 
 
 _CHUNK = 1 << 20
+_LARGEST = 1 << 28  # bytes of all files together, which are 184 MB
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
@@ -101,23 +104,52 @@ _PIXELS = 3 * _SIDE * _SIDE
 def _contents(place: Path, variant: Variant, files: tuple[str, ...]) -> dict[str, bytes]:
     """The files by name. Nothing is unpacked to disk, so that no name in an archive matters."""
     if place.is_dir():
-        return {file: (place / file).read_bytes() for file in files}
-    found = {}
+        return {file: plain.read(place / file, at_most=_LARGEST) for file in files}
     try:
-        with gzip.open(place) as packed, tarfile.open(fileobj=packed, mode="r:") as archive:
-            for member in archive:
-                folder, _, file = member.name.removeprefix("./").partition("/")
-                if folder == variant.folder and file in files and member.isreg():
-                    content = archive.extractfile(member)
-                    assert content is not None  # A regular file has one.
-                    found[file] = content.read()
-            while packed.read(_CHUNK):  # Only at its end does gzip compare its checksum.
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{place} is damaged ({error}): copy or download it again") from error
+        with gzip.open(place) as packed:
+            found = _unpacked(_AtMost(packed, _LARGEST), variant.folder, files)
+    except Exception as error:  # tarfile raises nearly everything on damaged archives.
+        raise DataError(
+            f"{place} is damaged ({type(error).__name__}: {error}): copy or download it again"
+        ) from error
     if missing := [file for file in files if file not in found]:
-        raise ValueError(
+        raise DataError(
             f"{place} has no {variant.folder}/{missing[0]}: it is not {variant.archive}; "
             "download it again"
         )
     return found
+
+
+def _unpacked(packed: _AtMost, folder: str, files: tuple[str, ...]) -> dict[str, bytes]:
+    """The regular files of an archive that are asked for, once all of it is known to be whole."""
+    found = {}
+    with tarfile.open(fileobj=packed, mode="r|") as archive:  # Never back, and so not for ever.
+        for member in archive:
+            inside, _, file = member.name.removeprefix("./").partition("/")
+            if inside == folder and file in files and member.isreg():
+                # A sparse file may be larger than what it takes of the archive.
+                if not 0 <= member.size <= _LARGEST:
+                    raise ValueError(f"{file} claims {member.size} bytes")
+                content = archive.extractfile(member)
+                assert content is not None  # A regular file has one.
+                found[file] = content.read()
+    while packed.read(_CHUNK):  # Only at its end does gzip compare its checksum.
+        pass
+    return found
+
+
+class _AtMost(io.RawIOBase):
+    """A file that gives no more than so many bytes: what was packed may be as large as it likes."""
+
+    def __init__(self, file: gzip.GzipFile, left: int):
+        self.file, self.left = file, left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {_LARGEST} bytes")
+        return count

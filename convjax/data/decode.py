@@ -12,11 +12,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from convjax.data.dataset import ImageError
 from convjax.data.views import View, draft_scale
-
-
-class ImageError(ValueError):
-    """An image that cannot be read: the message says which, why, and what to do."""
 
 
 def decode(content: bytes | np.ndarray, place: str, view: View, uniform: np.ndarray) -> np.ndarray:
@@ -28,8 +25,9 @@ def decode(content: bytes | np.ndarray, place: str, view: View, uniform: np.ndar
 
     An orientation that EXIF or XMP note is applied. Converted are grey, black and white, and
     palettes; CMYK as Pillow does, without colour profiles; an alpha channel that hides nothing is
-    dropped. Raises ImageError for a file that is empty, cut short, damaged or no image, and for
-    16 bits a channel, transparent pixels and animations, which have no one meaning as 8-bit pixels.
+    dropped. Raises ImageError for a file that is empty, cut short, damaged or no image, for one
+    of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, before they are decoded, and for 16 bits a
+    channel, transparent pixels and animations, which have no one meaning as 8-bit pixels.
     """
     try:
         image = _opened(content, place)
@@ -53,6 +51,7 @@ def decode(content: bytes | np.ndarray, place: str, view: View, uniform: np.ndar
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
+_SMALLER = "take it out, or write it smaller"
 _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
@@ -70,6 +69,13 @@ def _opened(content: bytes | np.ndarray, place: str) -> Image.Image:
             f"{place} is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file: "
             f"it begins with 0x{content[:8].hex()}; convert it or take it out"
         ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{place} claims too many pixels ({error}): {_SMALLER}") from None
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise ImageError(
+            f"{place} claims {image.width}x{image.height} pixels, more than {most}: {_SMALLER}"
+        )
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{place} is an animation: write one of its pictures as a file")
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and "16" in _raw_mode(image)):

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from convjax.data.dataset import DataError
+from convjax.data.files import read
+
 
 class DownloadError(OSError):
     """A file that could not be had: the message says from where, why, and what to do."""
@@ -73,21 +76,24 @@ def fetch(file: File, folder: Path) -> Path:
 def noted(name: str, root: Path) -> dict[str, Path]:
     """The downloads of TFDS for a data set below `root`, by their original names.
 
-    TFDS notes them beside each file. Raises ValueError for a note that is none.
+    TFDS notes them beside each file. Raises DataError for a note that is none.
     """
     files = {}
     for note in _notes(root / "downloads"):
         try:
-            about = json.loads(note.read_text())
-        except ValueError as error:
-            raise ValueError(f"{note}: no JSON ({error}); remove it and its file") from error
-        path = note.with_suffix("")
-        if name in about.get("dataset_names", ()) and path.is_file():
-            files[about.get("original_fname")] = path
+            about = json.loads(read(note, at_most=_NOTE))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{note}: no JSON ({error}); remove it and its file") from error
+        match about:
+            case {"dataset_names": [*names], "original_fname": str(file)} if name in names:
+                path = note.with_suffix("")
+                if path.is_file():
+                    files[file] = path
     return files
 
 
 _CHUNK = 1 << 18
+_NOTE = 1 << 20  # bytes
 _PATIENCE = 60.0  # seconds without a byte
 
 

@@ -35,6 +35,11 @@ class Examples(Protocol):
         """The name of each class."""
         ...
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, int32 `[N]`; None where only the images themselves would tell."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
@@ -52,9 +57,39 @@ class InMemory:
         """The name of each class."""
         return self.dataset.classes
 
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`."""
+        return self.dataset.labels
+
     def __len__(self) -> int:
         return len(self.dataset.labels)
 
     def __getitem__(self, index: int) -> Example:
         images, labels, _ = self.dataset
         return Example(images[index], int(labels[index]), f"image {index} of {self.name}")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of other images, in the order of their numbers, int `[N]`."""
+
+    examples: Examples
+    numbers: np.ndarray
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The name of each class."""
+        return self.examples.classes
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, int32 `[N]`; None where only the images themselves would tell."""
+        labels = self.examples.labels
+        return None if labels is None else labels[self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[int(self.numbers[index])]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convjax.data.dataset import Dataset, check_memory
+from convjax.data.checks import check_memory
+from convjax.data.dataset import Dataset
 from convjax.data.examples import Example
 from convjax.data.splits import parse_split, part
 
@@ -34,6 +35,12 @@ class Fake:
     classes: tuple[str, ...]
     split: str
     numbers: range
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`."""
+        numbers = np.arange(self.numbers.start, self.numbers.stop, dtype=np.int32)
+        return numbers % np.int32(len(self.classes))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -79,12 +86,12 @@ def read(images: Fake) -> Dataset:
     pixels = np.empty(shape, np.uint8)
     for index in range(len(images)):
         pixels[index] = images[index].image
-    labels = np.array(images.numbers, np.int64) % len(images.classes)
-    return Dataset(pixels, labels.astype(np.int32), images.classes)
+    return Dataset(pixels, images.labels, images.classes)
 
 
 _NUMBER = r"([1-9]\d{0,8})"
-_SYNTAX = re.compile(rf"{NAME}:{_NUMBER}x{_NUMBER}x{_NUMBER}/{_NUMBER}/{_NUMBER}(?:/{_NUMBER})?")
+_CLASSES = r"([1-9]\d{0,5})"  # Each has a name.
+_SYNTAX = re.compile(rf"{NAME}:{_NUMBER}x{_NUMBER}x{_NUMBER}/{_CLASSES}/{_NUMBER}(?:/{_NUMBER})?")
 _SPAN = 1 << 16  # places at which an image may begin, and so the number of different ones
 
 

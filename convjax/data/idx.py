@@ -18,23 +18,30 @@ from pathlib import Path
 
 import numpy as np
 
+from convjax.data.checks import memory
+from convjax.data.dataset import DataError
 
-class IdxError(ValueError):
+
+class IdxError(DataError):
     """The file is no IDX file: the message says which, what was found and what was expected."""
 
 
-def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str], at_most: int | None = None) -> np.ndarray:
     """Read an IDX file, gzip or plain, into a writable array of the machine's byte order.
 
     No more memory is taken than the file fills, whatever sizes its header claims.
-    Raises IdxError where the file is not what its header says, to the byte.
+
+    at_most: the most bytes that the array may take; by default half of the machine's memory.
+
+    Raises IdxError where the file is not what its header says, to the byte, or is larger.
     """
+    limit = memory() // 2 if at_most is None else at_most
     path = Path(path)
     with open(path, "rb") as file:
         zipped = file.read(2) == _GZIP_MAGIC
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
-            return _read(path, file.read)
+            return _read(path, file.read, limit)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise IdxError(f"{path}: damaged gzip data ({error}); copy or download it again") from error
 
@@ -75,7 +82,7 @@ _TYPES = {
 }
 
 
-def _read(path: Path, read: Callable[[int], bytes]) -> np.ndarray:
+def _read(path: Path, read: Callable[[int], bytes], limit: int) -> np.ndarray:
     magic = _take(read, 4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise IdxError(
@@ -97,6 +104,11 @@ def _read(path: Path, read: Callable[[int], bytes]) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
     dtype = _TYPES[code]
     expected = math.prod(shape) * dtype.itemsize
+    if expected > limit:
+        raise IdxError(
+            f"{path}: {dtype.name}{list(shape)} takes {expected} bytes, expected at most {limit}: "
+            "it is no file of this data set, or too large for this machine"
+        )
     content = _take(read, expected)
     if len(content) < expected:
         raise IdxError(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convjax.data.dataset import Dataset, checked
+from convjax.data.checks import checked
+from convjax.data.dataset import Dataset
 from convjax.data.downloads import noted
 from convjax.data.idx import IdxError, read_idx
 
@@ -71,7 +72,7 @@ def find_download(name: str, member: Member, split: str, root: Path) -> tuple[Pa
 
 def read(member: Member, images: Path, labels: Path) -> Dataset:
     """The data set in two IDX files. Raises IdxError or ValueError where it is none."""
-    pixels, numbers = read_idx(images), read_idx(labels)
+    pixels, numbers = (read_idx(path, _LARGEST) for path in (images, labels))
     for path, array, dimensions in (images, pixels, 3), (labels, numbers, 1):
         if array.dtype != np.uint8 or array.ndim != dimensions:
             raise IdxError(
@@ -80,6 +81,9 @@ def read(member: Member, images: Path, labels: Path) -> Dataset:
             )
     stored = Dataset(pixels[..., np.newaxis], numbers.astype(np.int32), member.classes)
     return checked(member.upright(stored), f"{images} and {labels.name}")
+
+
+_LARGEST = 1 << 30  # bytes of a file: EMNIST's by class has 697,932 images, 0.5 GiB
 
 
 def _spelled(folder: Path, file: str) -> Path | None:

@@ -80,6 +80,7 @@ _CIFAR = {
         "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     ),
 }
+_LARGEST = 1 << 30  # bytes of a file of EMNIST
 _EMNIST = File(
     "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
     561753746,
@@ -130,7 +131,10 @@ def _prepare_emnist(name: str, root: Path) -> Path:
     with zipfile.ZipFile(archive) as packed:
         for file in wanted:
             part = folder / f".{file}.part"
-            with packed.open(f"gzip/{file}") as content, open(part, "wb") as out:
+            info = packed.getinfo(f"gzip/{file}")
+            if info.file_size > _LARGEST:
+                raise DownloadError(f"{archive}: {file} claims {info.file_size} bytes; remove it")
+            with packed.open(info) as content, open(part, "wb") as out:
                 shutil.copyfileobj(content, out)
             part.replace(folder / file)
     return folder

@@ -20,7 +20,8 @@ import re
 from pathlib import Path
 
 from convjax.data import cifar, fake, image_folder, mnist, tfds
-from convjax.data.dataset import DataNotFoundError, Dataset, checked
+from convjax.data.checks import checked
+from convjax.data.dataset import DataNotFoundError, Dataset, Faults
 from convjax.data.examples import Examples, InMemory
 from convjax.data.splits import parse_split, part
 from convjax.names import imported, nearest
@@ -50,9 +51,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     if name == BUNDLED:
         return _load_bundled(split, data_dir)
     if kind == image_folder.NAME:
-        view = image_folder.parse_view(rest)
-        dataset = image_folder.read(_scan(name, split, data_dir), view)
-        return checked(dataset, f"{name} in {data_dir}")
+        return load_readable(name, split, data_dir)[0]
     if kind == fake.NAME:
         return fake.read(fake.parse(name, split))
     if kind == "tfds":
@@ -69,6 +68,22 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
             f"unknown data set {name!r}: {nearest(kind, known)} (emnist is {', '.join(known)})"
         )
     return _load_tfds(name, split, data_dir)
+
+
+def load_readable(
+    name: str, split: str, data_dir: str | os.PathLike[str] | None = None, unreadable: float = 0.0
+) -> tuple[Dataset, Faults]:
+    """What `load` loads, without those images of a folder that cannot be read, and which these are.
+
+    unreadable: the share of images that may be left out. Raises ImageError for more of them.
+    """
+    kind, _, rest = name.partition(":")
+    if kind != image_folder.NAME:
+        dataset = load(name, split, data_dir)
+        return dataset, Faults(size=len(dataset.labels))
+    view, folder = image_folder.parse_view(rest), _scan(name, split, _checked_folder(data_dir))
+    dataset, faults = image_folder.read(folder, view, unreadable)
+    return checked(dataset, f"{name} in {data_dir}"), faults
 
 
 def open_examples(
@@ -101,6 +116,19 @@ def open_examples(
     if not ours and _is_prepared(name, root):
         return tfds.Records(name, split, root)
     return InMemory(load(name, split, data_dir), f"{name} ({split})")
+
+
+def open_readable(
+    name: str, split: str, data_dir: str | os.PathLike[str] | None = None, unreadable: float = 0.0
+) -> tuple[Examples, Faults]:
+    """What `open_examples` opens, without the images that cannot be read, and which these are.
+
+    unreadable: the share of images that may be left out; unless it is 0, all are decoded to find
+        them. Raises ImageError for more of them.
+    """
+    from convjax.data.readable import readable
+
+    return readable(open_examples(name, split, data_dir), unreadable)
 
 
 def names() -> list[str]:

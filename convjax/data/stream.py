@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from convjax.config import UserError
 from convjax.data.batches import batch_indices, random_numbers, steps_per_epoch
 from convjax.data.examples import Examples
 from convjax.data.maker import Batch, Maker, Part, seen, share_of
@@ -39,7 +40,7 @@ from convjax.data.workers import (
 )
 
 
-class StreamError(RuntimeError):
+class StreamError(UserError, RuntimeError):
     """A stream that cannot go on: the message says at which batch, and why."""
 
 
@@ -137,8 +138,15 @@ class Stream(Iterator[Batch]):
         except StopIteration:
             self.close()
             raise
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             self.close()
+            if isinstance(error, UserError):
+                raise
+            if isinstance(error, OSError):
+                raise StreamError(
+                    f"batch {self.next_batch} was not read: {error}; is there room in memory "
+                    "that processes share?"
+                ) from error
             if "terminated unexpectedly" not in str(error):
                 raise
             raise StreamError(

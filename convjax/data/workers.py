@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from convjax.config import ConfigError
+
 
 class Workers(NamedTuple):
     """Who decodes.
@@ -49,7 +51,7 @@ def cores() -> int:
 def shared_folder(size: int, processes: int, threads: int) -> str:
     """A new folder for batches of so many bytes, in memory where the system has such a place.
 
-    Raises ValueError where it has too little room; a container often has no more than 64 MB.
+    Raises ConfigError where it has too little room; a container often has no more than 64 MB.
     """
     memory = _MEMORY if os.path.isdir(_MEMORY) else None
     folder = tempfile.mkdtemp(prefix="convjax-", dir=memory)
@@ -57,7 +59,7 @@ def shared_folder(size: int, processes: int, threads: int) -> str:
     need = size * (processes * (threads + 2 + AHEAD) + 2)
     if (free := shutil.disk_usage(folder).free) < need:
         os.rmdir(folder)
-        raise ValueError(
+        raise ConfigError(
             f"{processes} processes need {need / 2**20:.0f} MiB in {os.path.dirname(folder)}, "
             f"which has {free / 2**20:.0f}: give it more (docker run --shm-size=8g), or decode "
             "with threads"
