@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convjax import data, models, surgery
+from convjax import data, doubts, models, surgery
 from convjax.augment import named
 from convjax.calls import made
 from convjax.config import ConfigError, Experiment, Norm, UserError, to_dict
@@ -28,11 +28,13 @@ from convjax.layer import Context, Layer, Params, show
 from convjax.layers import frozen_norm, ghost_norm
 from convjax.names import imported
 from convjax.ops import choice
+from convjax.ranges import length_problems
 from convjax.saved import begin_from
 from convjax.training import parallel, recipe, schedule
 from convjax.training.evaluate import batch_size_for
 from convjax.training.feed import OnDisk, Split, in_memory
 from convjax.training.fit import Plan, make_plan
+from convjax.training.loss import targets
 from convjax.training.optimizer import Hyper, Optimizer
 from convjax.training.parallel import Mapper
 from convjax.training.schedule import Schedule
@@ -77,6 +79,9 @@ def assemble(config: Experiment) -> Assembled:
                 f"the splits of {config.data.name} do not fit: train has {_shown(train)} in "
                 f"{len(train.classes)} classes, {name} {_shown(split)} in {len(split.classes)}"
             )
+    _check_splits(config)
+    doubts.check_classes(config, train)
+    doubts.tell_shared(config, {"train": train, **judged})
     plan = make_plan(
         train.size,
         batch_size=config.batch_size,
@@ -86,16 +91,17 @@ def assemble(config: Experiment) -> Assembled:
         save_every_steps=config.checkpoint.every_steps,
         log_every_steps=config.log_every_steps,
     )
+    if problems := list(length_problems(config, plan)):
+        raise ConfigError("; ".join(problems))
     mapper = parallel.make(config.parallel)
     _check_batch(config, mapper)
     change, mix = augmentation(config, train)
     test_time = _of(views_of, config.test_time, "config.test_time") if config.test_time else ()
     net = network(config, train)
     _check_views(config, test_time, train)
-    _check_splits(config)
     spec = spec_of(train, config.batch_size)
     params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
-    if config.start.run is not None:
+    if config.start.run is not None or config.start.weights is not None:
         begin_from(config.start, (params, state))  # or an error
     factor = schedule.from_config(config.optimizer, plan.steps, plan.epoch)
     optimizer, hyper = recipe.make(config, factor, net, params, len(train.classes), plan.epoch)
@@ -108,7 +114,8 @@ def assemble(config: Experiment) -> Assembled:
 def describe(experiment: Assembled) -> str:
     """Shapes and parameters of the network, the config and the plan, as text."""
     config, plan, mapper = experiment.config, experiment.plan, experiment.mapper
-    eval_batch = batch_size_for(config.eval_batch_size, len(mapper.devices))
+    largest = max(split.size for split in experiment.judged.values())
+    eval_batch = batch_size_for(config.eval_batch_size, len(mapper.devices), largest)
     devices = f"{len(mapper.devices)} {mapper.devices[0].platform}"
     params, _ = jax.eval_shape(experiment.net.init, jax.random.key(0), experiment.spec)
     return "\n".join(
@@ -161,8 +168,16 @@ def augmentation(config: Experiment, images: Split) -> tuple[Change | None, Mix 
         return change, None
 
     def mix(key: Array, pixels: Array, labels: Array) -> tuple[Array, Array]:
-        return mixed(key, pixels, jax.nn.one_hot(labels, classes))
+        # Not `jax.nn.one_hot`, which makes a label that is no class the target of nothing.
+        return mixed(key, pixels, targets(labels, classes))
 
+    key, labels = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((2,), jnp.int32)
+    made = _of(lambda few: jax.eval_shape(mix, key, few, labels), few, "config.augment.mix")
+    if jax.tree.map(lambda leaf: leaf.shape, made) != (few.shape, (2, classes)):
+        raise ConfigError(
+            f"config.augment.mix is {config.augment.mix!r}: it is to give images and targets as "
+            f"it is given, {show(few)} and [2,{classes}]"
+        )
     return change, mix
 
 
@@ -175,15 +190,19 @@ def load(config: Experiment, split: str, *, training: bool = False) -> Split:
     chosen = config.data
     try:
         if chosen.view is None:
-            return in_memory(data.load(chosen.name, split, chosen.dir))
-        name = "view" if training else "eval_view"
-        view = _of(_view_of, getattr(chosen, name), f"config.data.{name}")
-        examples = data.open_examples(chosen.name, split, chosen.dir)
-        return Split(OnDisk(examples, view, chosen.processes), tuple(examples.classes))
+            dataset, faults = data.load_readable(chosen.name, split, chosen.dir, chosen.unreadable)
+            images = in_memory(dataset)
+        else:
+            name = "view" if training else "eval_view"
+            view = _of(_view_of, getattr(chosen, name), f"config.data.{name}")
+            examples, faults = data.open_readable(chosen.name, split, chosen.dir, chosen.unreadable)
+            images = Split(OnDisk(examples, view, chosen.processes), tuple(examples.classes))
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"config.data: {error}") from error
+    doubts.tell_faults(config, split, faults)
+    return images._replace(faults=faults)
 
 
 def network(config: Experiment, images: Split) -> Layer:

@@ -9,6 +9,7 @@ Nothing here imports JAX: a launcher checks its flags before anything slow is lo
 """
 
 # The annotations stay real types: ml_collections reads them to parse `--config.a.b=V`.
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ class Data:
     """The same for evaluation, such as 'centre_crop(224, resize=256)'."""
     processes: int = 0
     """Processes that decode images of the disk; 0 decodes in threads of this one."""
+    unreadable: float = 0.0
+    """The share of a split's image files that may be left out where they cannot be read."""
 
 
 @dataclass
@@ -169,11 +172,13 @@ class Start:
     images: str | None = None
     """A function of parameters and training images that makes the parameters to start from, as
     'package.module:function', such as 'convjax.models.airbench:whitened'."""
+    weights: str | None = None
+    """A .safetensors file that gives the parameters, in place of a run, as docs/weights.md says."""
 
 
 @dataclass
 class Stop:
-    """When training ends early, by the metric on config.data.valid."""
+    """When training ends early: by the metric on config.data.valid, or because it diverged."""
 
     patience: int = 0
     """Evaluations in a row without a better one after which it ends; 0 trains to the end."""
@@ -181,6 +186,8 @@ class Stop:
     """accuracy, more of which is better, or loss, less of which is."""
     min_delta: float = 0.0
     """By how much a better one has to be better."""
+    bad_steps: int = 10
+    """Steps in a row with a number that is not finite after which the run has diverged."""
 
 
 @dataclass
@@ -310,6 +317,15 @@ def differences(config: Experiment, other: Experiment) -> dict[str, tuple[Any, A
     }
     # An empty open dict holds no key that could differ.
     return {path: pair for path, pair in unequal.items() if {} not in pair}
+
+
+def digest(config: Experiment) -> str:
+    """One SHA-256 over all values, which equal experiments share.
+
+    >>> digest(Experiment(epochs=2)) == digest(Experiment(epochs=2.0)) != digest(Experiment())
+    True
+    """
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def _raise(problems: list[str]) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from convjax.names import nearest
 from convjax.training.rules import parse
+from convjax.typed import leaves
 
 if TYPE_CHECKING:
     from convjax.config import Experiment
+    from convjax.training.fit import Plan
 
 PARALLEL = ("jit", "sharded", "pmap", "shard_map", "fsdp")
 PRECISIONS = ("bfloat16", "float16", "float32")
@@ -49,6 +51,8 @@ def range_problems(config: Experiment) -> Iterator[str]:
     if "classes" in config.model.args:
         advice = "leave it out, the data say how many classes there are"
         yield problem("model.args.classes", config.model.args["classes"], advice)
+    yield from _device_problems(config, problem)
+    yield from _blank_problems(config, problem)
     yield from _data_problems(config, problem)
     yield from _optimizer_problems(config, problem)
     average = config.average
@@ -70,10 +74,13 @@ def range_problems(config: Experiment) -> Iterator[str]:
         advice = "give 0 or more and less than 1"
         yield problem("loss.label_smoothing", loss.label_smoothing, advice)
     weights = loss.class_weights
-    good = all(weight >= 0 and math.isfinite(weight) for weight in weights)
+    good = all(0 <= weight <= _LARGEST for weight in weights)
     if weights and not (good and any(weights)):
-        advice = "give a number of 0 or more for each class, not all of them 0"
+        advice = "give a number of 0 or more for each class, not all of them 0, that float32 holds"
         yield problem("loss.class_weights", loss.class_weights, advice)
+    if config.stop.metric == "accuracy" and 1 <= config.stop.min_delta < math.inf:
+        advice = "accuracy is a share from 0 to 1: give less than 1, such as 0.001"
+        yield problem("stop.min_delta", config.stop.min_delta, advice)
     for path, value, instead in (
         ("checkpoint.every_steps", config.checkpoint.every_steps, "once an epoch"),
         ("eval_every_steps", config.eval_every_steps, "as config.eval_every_epochs says"),
@@ -83,19 +90,17 @@ def range_problems(config: Experiment) -> Iterator[str]:
     ):
         if not 0 <= value < math.inf:
             yield problem(path, value, f"give 0 ({instead}) or more")
-    if config.start.run is not None and config.start.images is not None:
-        advice = f"config.start.run is {config.start.run!r}, too: give one of them"
-        yield problem("start.images", config.start.images, advice)
-    if config.start.run is None and (config.start.fresh or config.start.average):
-        advice = "give the folder of the run that config.start.fresh and .average are about"
-        yield problem("start.run", config.start.run, advice)
+    yield from _start_problems(config, problem)
+    if config.stop.bad_steps < 1:
+        yield problem("stop.bad_steps", config.stop.bad_steps, "give 1 or more")
     if config.checkpoint.keep < 1:
         yield problem("checkpoint.keep", config.checkpoint.keep, "give 1 or more")
+    best = config.checkpoint.best
     for path, value, choices in (
         ("parallel", config.parallel, PARALLEL),
         ("precision", config.precision, PRECISIONS),
         ("stop.metric", config.stop.metric, METRICS),
-        ("checkpoint.best", config.checkpoint.best or METRICS[0], METRICS),
+        ("checkpoint.best", METRICS[0] if best is None else best, METRICS),
         ("loss.name", loss.name, LOSSES),
         ("optimizer.schedule", config.optimizer.schedule, SCHEDULES),
     ):
@@ -103,8 +108,42 @@ def range_problems(config: Experiment) -> Iterator[str]:
             yield problem(path, value, nearest(value, choices))
 
 
+def _device_problems(config: Experiment, problem: Callable[[str, Any, str], str]) -> Iterator[str]:
+    """Numbers that the int32 and float32 of a device cannot hold."""
+    for path, value in leaves(config):
+        if type(value) is int and value >= 2**31 and path != "seed":
+            yield problem(path, value, "give less than 2147483648, which a device can count to")
+        elif type(value) is float and _LARGEST < abs(value) < math.inf:
+            yield problem(path, value, f"give what float32 holds, at most {_LARGEST:.1e}")
+
+
+def _blank_problems(config: Experiment, problem: Callable[[str, Any, str], str]) -> Iterator[str]:
+    """Names that are empty, such as those of a shell's variable that was never set."""
+    values = dict(leaves(config))
+    for path in (
+        *("test_time", "data.dir", "data.train", "data.valid", "data.test", "augment.mix"),
+        *("start.run", "start.weights", "start.images"),
+    ):
+        if values[path] is not None and not values[path].strip():
+            yield problem(path, values[path], "write what it is to be, or leave it out")
+
+
+def _start_problems(config: Experiment, problem: Callable[[str, Any, str], str]) -> Iterator[str]:
+    chosen = config.start
+    given = [name for name in ("run", "weights", "images") if getattr(chosen, name) is not None]
+    for name in given[1:]:
+        first = f"config.start.{given[0]} is {getattr(chosen, given[0])!r}"
+        yield problem(f"start.{name}", getattr(chosen, name), f"{first}, too: give one of them")
+    if chosen.average and chosen.run is None:
+        yield problem("start.average", True, "give config.start.run, whose average is meant")
+    if chosen.fresh and chosen.run is None and chosen.weights is None:
+        advice = "give config.start.run or .weights, of which that is not to be taken"
+        yield problem("start.fresh", chosen.fresh, advice)
+
+
 def _data_problems(config: Experiment, problem: Callable[[str, Any, str], str]) -> Iterator[str]:
     chosen = config.data
+    kind = chosen.name.partition(":")[0]
     if not chosen.name.strip():
         yield problem("data.name", chosen.name, "give the name of a data set")
     if (chosen.view is None) != (chosen.eval_view is None):
@@ -113,6 +152,12 @@ def _data_problems(config: Experiment, problem: Callable[[str, Any, str], str]) 
     if chosen.processes < 0 or (chosen.processes and chosen.view is None):
         advice = "give 0, or with config.data.view a number of processes that decode"
         yield problem("data.processes", chosen.processes, advice)
+    if not 0 <= chosen.unreadable < 1:
+        advice = "give a share of the images, 0 or more and less than 1"
+        yield problem("data.unreadable", chosen.unreadable, advice)
+    elif chosen.unreadable and chosen.view is None and kind != "image_folder":
+        advice = "it is about files of images, an image_folder or a stream: give 0"
+        yield problem("data.unreadable", chosen.unreadable, advice)
     if chosen.view is not None and config.steps_per_call > 1:
         advice = "images that are streamed from disk are taken one step a call: give 1"
         yield problem("steps_per_call", config.steps_per_call, advice)
@@ -139,6 +184,7 @@ def idle_problems(config: Experiment) -> Iterator[str]:
         ("average.power", 0, "average.decay", averages),
         ("average.from_epoch", 0, "average.decay", averages),
         ("stop.min_delta", 0, "stop.patience", stop.patience),
+        ("stop.metric", METRICS[0], "stop.patience", stop.patience),
         ("optimizer.warmup_start", None, "optimizer.warmup_epochs", warms_up),
         ("optimizer.lookahead_share", 0.5, "optimizer.lookahead_steps", looks_ahead),
     ):
@@ -148,6 +194,22 @@ def idle_problems(config: Experiment) -> Iterator[str]:
             yield (
                 f"config.{path} is {value!r}: it does nothing without config.{needed}; give both"
             )
+
+
+def length_problems(config: Experiment, plan: Plan) -> Iterator[str]:
+    """What a run of so many steps is over before it comes to, so that its figures would mislead."""
+    average, optimizer, steps = config.average, config.optimizer, plan.steps
+    if optimizer.lookahead_steps > steps:
+        yield (
+            f"config.optimizer.lookahead_steps is {optimizer.lookahead_steps}: the run has {steps} "
+            "steps, so the weights that are evaluated would never move; give fewer"
+        )
+    first = round(average.from_epoch * plan.epoch)
+    if average.decay is not None and steps // average.every * average.every <= first:
+        yield (
+            f"config.average.every is {average.every} and .from_epoch {average.from_epoch:g}: of "
+            f"the {steps} steps of the run the average would follow none; give less"
+        )
 
 
 def _optimizer_problems(
@@ -161,7 +223,7 @@ def _optimizer_problems(
         value = getattr(chosen, name)
         if not (value >= 0 and math.isfinite(value)):
             yield problem(f"optimizer.{name}", value, "give 0 or more")
-    if chosen.warmup_epochs and chosen.warmup_steps:
+    if chosen.warmup_epochs and chosen.warmup_steps > 0:
         advice = f"config.optimizer.warmup_epochs is {chosen.warmup_epochs}, too: give one of them"
         yield problem("optimizer.warmup_steps", chosen.warmup_steps, advice)
     if 0 < config.epochs <= chosen.warmup_epochs < math.inf:
@@ -189,6 +251,10 @@ def _optimizer_problems(
         if key in chosen.args:
             advice = f"set config.optimizer.{key} instead"
             yield problem(f"optimizer.args.{key}", chosen.args[key], advice)
+    ends = chosen.args.get("adam_paths", ())
+    if not (isinstance(ends, list | tuple) and all(isinstance(each, str) for each in ends)):
+        advice = "give patterns of parameter paths, such as ('head/*',)"
+        yield problem("optimizer.args.adam_paths", ends, advice)
     for text in chosen.rules:
         try:
             rule = parse(text)
@@ -200,3 +266,7 @@ def _optimizer_problems(
                 f"config.optimizer.rules: {text!r} never ends: give until_epoch less than the "
                 f"{config.epochs:g} of config.epochs"
             )
+
+
+# Of float32; what is larger becomes infinite in silence.
+_LARGEST = (2 - 2**-23) * 2.0**127

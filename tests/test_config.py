@@ -84,6 +84,7 @@ PATHS = [
     "data.view",
     "data.eval_view",
     "data.processes",
+    "data.unreadable",
     "augment.parts",
     "augment.mix",
     "average.decay",
@@ -98,9 +99,11 @@ PATHS = [
     "start.fresh",
     "start.average",
     "start.images",
+    "start.weights",
     "stop.patience",
     "stop.metric",
     "stop.min_delta",
+    "stop.bad_steps",
 ]
 SECTIONS = [
     *("model", "data", "optimizer", "loss", "augment", "average", "norm", "start", "stop"),
@@ -162,6 +165,7 @@ MISTYPED = {
     "data.view": (224, "str or None"),
     "data.eval_view": (224, "str or None"),
     "data.processes": (None, "int"),
+    "data.unreadable": ("some", "float"),
     "augment.parts": ("flip", "a tuple of str"),
     "augment.mix": (0.2, "str or None"),
     "average.decay": ("0.9", "float or None"),
@@ -176,9 +180,11 @@ MISTYPED = {
     "start.fresh": ("head/*", "a tuple of str"),
     "start.average": (0, "bool"),
     "start.images": (1, "str or None"),
+    "start.weights": (1, "str or None"),
     "stop.patience": (1.5, "int"),
     "stop.metric": (None, "str"),
     "stop.min_delta": (None, "float"),
+    "stop.bad_steps": (2.5, "int"),
 }
 # Values of the right type that no run can use.
 OUT_OF_RANGE = [
@@ -233,6 +239,7 @@ OUT_OF_RANGE = [
     ("eval_every_steps", -1),
     ("data.eval_view", "centre_crop(224)"),
     ("data.processes", 2),
+    ("data.unreadable", 1.0),
     ("average.decay", 1.0),
     ("average.every", 0),
     ("average.power", -1.0),
@@ -243,6 +250,7 @@ OUT_OF_RANGE = [
     ("stop.patience", -1),
     ("stop.metric", "acc"),
     ("stop.min_delta", math.nan),
+    ("stop.bad_steps", 0),
 ]
 
 
@@ -281,7 +289,7 @@ def test_json_gives_back_an_experiment_with_no_default_left():
         model=Model("my.package:net", {"width": 32, "norm": None, "stages": (1, (2, 3))}),
         data=Data(
             *("cifar10", "folder", "train[:90%]", "train[90%:]", "test[:50%]"),
-            *("random_resized_crop(224)", "centre_crop(224)", 2),
+            *("random_resized_crop(224)", "centre_crop(224)", 2, 0.01),
         ),
         optimizer=Optimizer(
             "sgd",
@@ -314,13 +322,14 @@ def test_json_gives_back_an_experiment_with_no_default_left():
         average=Average(0.99, 5, 3.0, 1.0, True, True),
         norm=Norm(("stem/*",), 32),
         start=Start("runs/other", ("head/*",), True),
-        stop=Stop(3, "loss", 0.01),
+        stop=Stop(3, "loss", 0.01, 5),
         checkpoint=Checkpoint(100, 5, "loss"),
     )
     plain, default = flatten(config), flatten(Experiment())
     # The default name, the one of the two lengths of a warm-up that is not given, and what a stream
     # needs.
-    same = {"loss.name", "optimizer.warmup_epochs", "steps_per_call", "start.images"}
+    same = {"loss.name", "optimizer.warmup_epochs", "steps_per_call"}
+    same |= {"start.images", "start.weights"}  # what is given is start.run
     assert {path for path in PATHS if plain.get(path) == default[path]} == same
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     validate(config)
@@ -419,7 +428,7 @@ def test_every_path_has_a_value_out_of_range_or_none():
     # test of its own.
     free = {
         *("data.dir", "data.train", "data.valid", "data.test", "data.view", "augment.mix"),
-        *("start.run", "start.average", "start.images", "test_time", *TEXTS),
+        *("start.run", "start.average", "start.images", "start.weights", "test_time", *TEXTS),
     }
     assert {path for path, _ in OUT_OF_RANGE} == set(PATHS) - free
 
