@@ -139,8 +139,10 @@ class Compiler:
     def __enter__(self) -> Compiler:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._worker.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # A compilation cannot be broken off, and whoever interrupts does not wait for one.
+        wait = kind is None or not issubclass(kind, KeyboardInterrupt)
+        self._worker.shutdown(wait=wait, cancel_futures=True)
 
     def start(self, function: Any, *specs: Any) -> Program:
         """Traces a function that `jax.jit` has made, and has it compiled.

@@ -12,15 +12,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from convjax.config import UserError
+from convjax.interrupts import Interrupted
 
 _MEETING = 300  # seconds until all processes are to be there
 _PARTING = 10  # seconds for which a process that ends waits for the others
@@ -35,10 +39,14 @@ def together(
     """What is done between `start` and `stop`; after an error this process ends without the others.
 
     It ends then with the status of a launcher: 130 after Ctrl-C, 2 after a UserError, 1 otherwise.
+    A SIGTERM that `check` has told all of them of ends all together.
     """
     start(coordinator, num_processes, process_id)
     try:
         yield
+    except Interrupted:
+        stop()
+        raise
     except BaseException as error:
         if jax.distributed.is_initialized():
             kinds = {KeyboardInterrupt: 130, UserError: 2}
@@ -61,9 +69,8 @@ def start(
     host of a Cloud TPU, JAX finds out the rest; else this process is the only one, and nothing
     happens. On the CPU, processes speak with each other through Gloo.
 
-    SIGTERM and Ctrl-C end the process, as they do without this: JAX's preemption service, which
-    would catch SIGTERM and let the run go on, stays off. The others learn of it within JAX's 100
-    seconds, and end.
+    SIGTERM of any process is known to all by `check`. Ctrl-C ends a process at once; the others
+    learn of it within JAX's 100 seconds, and end.
 
     coordinator: "HOST:PORT" of process 0, where the port is free; the same for each process.
     num_processes: how many there are.
@@ -87,7 +94,7 @@ def start(
         raise UserError(f"{there} without {' and '.join(missing)}: give all three, or none")
     if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator,
@@ -96,6 +103,42 @@ def start(
         initialization_timeout=_MEETING,
         shutdown_timeout_seconds=_PARTING,
     )
+    if jax.process_count() > 1 and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # One process cannot save alone: it may as well end at once.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def check(step: int) -> None:
+    """Raises Interrupted, in all processes at the same step, once one of them was sent SIGTERM.
+
+    step: how many were taken; each process asks at the same ones, in order.
+    """
+    if multihost_utils.reached_preemption_sync_point(step):
+        raise Interrupted(signal.SIGTERM)
+
+
+def lead(work: Callable[[], Any], what: str) -> None:
+    """Has the first process do something while the others wait; all of them fail if it does.
+
+    what: is being done, as the error of the others calls it.
+
+    Raises:
+        UserError: in the other processes, where the first has failed.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    failure: Exception | None = None
+    if leads():
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UserError(f"the first process could not {what}: its error says why")
 
 
 def leads() -> bool:

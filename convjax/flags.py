@@ -3,7 +3,7 @@
     options = flags.FlagValues()                          # absl's, one set for each launcher
     workdir = flags.DEFINE_string("workdir", None, "the run's folder", flag_values=options)
     config = parse_experiment(options, argv, __doc__)     # --config=PAGE --config.a.b=VALUE
-    sys.exit(guard(main, sys.argv))                       # UserError: one line, status 2
+    leave(guard(main, sys.argv))                          # UserError: one line, status 2
 
 absl parses the flags and ml_collections the fields of the config; what is added here are open dicts
 (`--config.model.args.width=32`) and the nearest right name in each message. JAX is not imported.
@@ -13,19 +13,21 @@ import ast
 import dataclasses
 import functools
 import inspect
+import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
 import convjax.config
+from convjax import interrupts
 from convjax.config import ConfigError, Experiment, UserError, flatten, from_dict, to_dict, validate
-from convjax.names import closest, nearest
+from convjax.names import closest, nearest, trust_as_before, trust_only
 from convjax.pages import CONFIGS, listed, load
 from convjax.typed import field_types, is_open, type_name, unknown_key
 
@@ -35,19 +37,33 @@ DEFAULT = CONFIGS / "fashion_mini.py"
 def guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a launcher's `main(argv)`; returns the exit status.
 
-    That is 2 after one line for a UserError, 130 after one line for Ctrl-C, and 0 otherwise.
+    That is 2 after one line for a UserError, 130 or 143 after one line for Ctrl-C or SIGTERM, and 0
+    otherwise.
     """
     try:
-        main(argv)
+        with interrupts.handled(), trust_as_before():
+            main(argv)
     except UserError as error:
         # A file's name may hold line breaks and escapes; the message stays one plain line.
         text = "".join(sign if sign.isprintable() else " " for sign in str(error))
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
+    except interrupts.Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # as a shell has it for Ctrl-C
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process: at once where it was interrupted, for a compilation would be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status in (130, 143):
+        os._exit(status)
+    sys.exit(status)
 
 
 def parse(options: flags.FlagValues, argv: Sequence[str], doc: str | None) -> None:
@@ -84,6 +100,8 @@ def parse_experiment(
 ) -> Experiment:
     """Does what `parse` does, and returns the experiment of `--config` with its overrides applied.
 
+    Of a saved FILE.json no function of another package is called, unless `--trust` is given.
+
     Raises: UserError for all that `parse` refuses, and for a config that cannot be run.
     """
     text = (
@@ -91,6 +109,8 @@ def parse_experiment(
         f"{Path(default).name}"
     )
     source = flags.DEFINE_string("config", default, text, flag_values=options)
+    text = "call functions of other packages that a saved FILE.json names"
+    trust = flags.DEFINE_bool("trust", False, text, flag_values=options)
     try:
         words = options.read_flags_from_files(list(argv), force_gnu=False)
     except flags.Error as error:
@@ -99,6 +119,9 @@ def parse_experiment(
     parse(options, rest, doc)
     config = override(load(source.value), changes)
     validate(config)
+    if source.value.endswith(".json") and not trust.value:
+        # What is written on the command line is known to whoever wrote it.
+        trust_only(name for _, text in changes for name in re.findall(r"[\w.]+:\w+", text))
     return config
 
 

@@ -15,6 +15,7 @@ import jax
 from tqdm import tqdm
 
 from convjax.assemble import Assembled, load
+from convjax.interrupts import Interrupts
 from convjax.layer import Params, State
 from convjax.runlog import RunLog, closing_line, line_of
 from convjax.training import feed as feeds
@@ -44,6 +45,7 @@ class Judge:
 
     prepare: what becomes of images first.
     out: where evaluations are told. seconds: how long the run has trained.
+    interrupts: the signals that may break off an evaluation.
     """
 
     step: EvalStep  # compiled; to be set before the first evaluation
@@ -56,11 +58,14 @@ class Judge:
         log: RunLog,
         out: TextIO,
         seconds: Callable[[], float],
+        interrupts: Interrupts = Interrupts(),
     ):
         self.experiment, self.config, self.plan = experiment, experiment.config, experiment.plan
         self.mapper, self.prepare = experiment.mapper, prepare
-        self.log, self.out, self.seconds = log, out, seconds
-        self.batch_size = batch_size_for(self.config.eval_batch_size, len(self.mapper.devices))
+        self.log, self.out, self.seconds, self.interrupts = log, out, seconds, interrupts
+        largest = max(split.size for split in experiment.judged.values())
+        devices = len(self.mapper.devices)
+        self.batch_size = batch_size_for(self.config.eval_batch_size, devices, largest)
         self.evaluated: dict[tuple[int, str], Metrics] = {}
         self.best = Best()
 
@@ -88,14 +93,6 @@ class Judge:
         patience = self.config.stop.patience
         return bool(patience) and self.best.waited >= patience
 
-    def forget(self, which: Callable[[int], bool]) -> None:
-        """Takes the kept models of these steps away."""
-        if self.config.checkpoint.best is None:
-            return
-        for step in self.kept.steps():
-            if which(step):
-                self.kept.delete(step)
-
     def conclude(self, state: TrainState) -> dict[str, Any]:
         """Evaluates what is told of the end alone; the results by "final", "final_average", ..."""
         last = int(state.step)
@@ -115,6 +112,8 @@ class Judge:
         if self.config.checkpoint.best is not None and self.best.step < 0:
             text = "no evaluation on the valid split gave a number: there is no best model"
             print(text, file=self.out)
+        elif self.config.checkpoint.best is not None and self.kept.newest() != self.best.step:
+            print("the best model is lost, as was told: there is none to test", file=self.out)
         elif self.config.checkpoint.best is not None:
             params, stats = models[""]
             like = self.mapper.spec({"params": params, "state": stats})
@@ -151,7 +150,9 @@ class Judge:
         begun = time.perf_counter()
         images = self.experiment.judged[split]
         batches = feeds.evaluation(images, self.batch_size, self.mapper)
-        metrics = self.evaluated[number, name] = evaluate(step, model, batches)
+        with self.interrupts.released():
+            metrics = evaluate(step, model, batches)
+        self.evaluated[number, name] = metrics
         return Judged(metrics, metrics.count / (time.perf_counter() - begun))
 
     def _tell(self, number: int, name: str, judged: Judged, **more: Any) -> None:
@@ -176,7 +177,9 @@ class Judge:
         """The averaged model with batch statistics of its own."""
         params, stats = state.average
         # As they are seen in evaluation, and in batches as of training.
-        train, prepare = load(self.config, self.config.data.train), self.prepare
+        train, prepare = self.experiment.train, self.prepare
+        if self.config.data.view is not None:
+            train = load(self.config, self.config.data.train)
         images = (
             prepare(batch.images)
             for batch in feeds.evaluation(train, self.plan.batch_size, self.mapper)

@@ -15,16 +15,16 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 
-from convjax import distributed, runlog, tree
+from convjax import distributed, interrupts, runlog, tree
 from convjax.assemble import assemble, describe, load, network, spec_of
 from convjax.config import Experiment, UserError, differences, read_json, to_dict, validate
-from convjax.runlog import Followed, RunLog, closing_line
+from convjax.runlog import Followed, RunError, RunLog, closing_line
 from convjax.saved import saved_model
-from convjax.session import Session
+from convjax.session import Diverged, Session
 from convjax.training import feed, parallel
 from convjax.training.evaluate import batch_size_for
 from convjax.training.evaluate import evaluate as evaluate_on
@@ -39,6 +39,8 @@ def train(
     workdir: Workdir | None = None,
     *,
     dry_run: bool = False,
+    override: bool = False,
+    debug_nans: bool = False,
     out: TextIO | None = None,
 ) -> str:
     """Trains what the config says, evaluates on the test split and returns the closing line.
@@ -47,37 +49,49 @@ def train(
 
     The seconds are those of the training with its evaluations and compilation, over all sessions.
     The same config on the same folder goes on at its last checkpoint, to the same result as though
-    it had never stopped; where the run is finished, the line is that of its record.
+    it had never stopped; where the run is finished, the line is that of its record. SIGTERM and
+    Ctrl-C save the last finished step before they end the training.
 
     workdir: the run's folder; by default a new one, `runs/NAME-TIME`.
     dry_run: prints shapes, parameters, config and plan, and trains and writes nothing.
+    override: goes on from the last checkpoint though the run is one of another config.
+    debug_nans: ends at the first number that is not finite, and names the layer that it is from;
+        every step is waited for.
     out: where evaluations are told, by default standard output.
 
     Raises:
         UserError: if the config cannot be run; if the folder holds something else than a run, or
-            a run of another config, be it only of more epochs: their schedule is another one.
+            a run of another config, be it only of more epochs: their schedule is another one; if
+            another process trains in it; if it diverges; if the disk is full.
+        Interrupted: after SIGTERM and Ctrl-C; it is a KeyboardInterrupt.
     """
     start = time.perf_counter()
     leads = distributed.leads()
     told: TextIO = sys.stdout if out is None else out
     validate(config)
+    if debug_nans and jax.process_count() > 1:
+        raise UserError("--debug_nans takes a step once more in one process: start only one")
     if workdir is None and jax.process_count() > 1 and not dry_run:
         raise UserError("give --workdir=DIR: several processes share one folder")
     log = None if workdir is None else (RunLog if leads else Followed)(workdir)
-    if log and not dry_run and _begun(log, config) and log.record().get("status") == "finished":
-        return _closing_of(log.record(), log.folder)
+    if log and not dry_run and _finished(log, config, override):
+        return _closing_of(log)
     experiment = assemble(config)
     if dry_run:
         print(describe(experiment), file=told)
         return "dry run: nothing was trained, nothing was written"
     log = log or RunLog(_new_folder(config.name))
-    _wait_for_all("the folder of the run was looked at")
-    if not log.exists():
-        log.create(to_dict(config))
-    with _status_of(log), open(os.devnull, "w") as nowhere:
-        Session(experiment, log, told if leads else nowhere, start).run()
-    _wait_for_all("the run is finished")
-    return _closing_of(log.record(), log.folder)
+    with interrupts.handled() as signals, _owned(log):
+        if _finished(log, config, override):  # By the process that owned it a moment ago.
+            return _closing_of(log)
+        _wait_for_all("the folder of the run was looked at")
+        if not log.exists():
+            log.create(to_dict(config))
+        with _status_of(log), open(os.devnull, "w") as nowhere:
+            out = told if leads else nowhere
+            Session(experiment, log, out, start, signals, debug_nans).run()
+        _wait_for_all("the run is finished")
+    return _closing_of(log)
 
 
 def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") -> str:
@@ -110,7 +124,7 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
         raise UserError(f"{log.run_file} does not say how pixels were normalised: train it again")
     prepare = normalise(pixels["mean"], pixels["std"], config.precision)
     step = mapper.compile(make_eval_step(net, prepare=prepare, axis=mapper.axis))
-    size = batch_size_for(config.eval_batch_size, len(mapper.devices))
+    size = batch_size_for(config.eval_batch_size, len(mapper.devices), images.size)
     metrics = evaluate_on(
         step, mapper.place((found["params"], found["state"])), feed.evaluation(images, size, mapper)
     )
@@ -123,32 +137,42 @@ def _wait_for_all(name: str) -> None:
         distributed.barrier(name)
 
 
-def _closing_of(record: dict[str, Any], folder: Path) -> str:
+def _closing_of(log: RunLog) -> str:
     """The closing line of a finished run."""
+    record = log.record()
     final = record["final"]
-    return closing_line(final["split"], final, record["seconds"], folder)
+    return closing_line(final["split"], final, record["seconds"], log.folder)
 
 
-def _begun(log: RunLog, config: Experiment) -> bool:
-    """Whether the folder holds a run of this config already.
+def _finished(log: RunLog, config: Experiment, override: bool) -> bool:
+    """Whether the folder holds a finished run of this config.
 
     Raises:
-        UserError: if it holds a run of another config, or something else than a run.
+        UserError: if it holds something else than a run, or a run of another config that is not to
+            be overridden.
     """
     if not log.exists():
         if not log.is_free():
             raise UserError(f"{log.folder} is not a run and not empty: give another --workdir")
         return False
     differing = differences(read_json(log.config_file), config)
-    if differing:
+    if differing and not override:
         listed = ", ".join(
             f"{path} was {old!r}, now {new!r}" for path, (old, new) in differing.items()
         )
         raise UserError(
-            f"{log.folder} is a run of another config ({listed}): "
-            "give another --workdir, or the config that it has"
+            f"{log.folder} is a run of another config ({listed}): give another --workdir, or the "
+            "config that it has, or --override to go on from its last checkpoint with the new one"
         )
-    return True
+    return not differing and log.record().get("status") == "finished"
+
+
+@contextlib.contextmanager
+def _owned(log: RunLog) -> Iterator[None]:
+    """Keeps all other processes out of the folder of the run, but those that train together."""
+    with contextlib.ExitStack() as held:
+        distributed.lead(lambda: held.enter_context(log.owned()), f"own {log.folder}")
+        yield
 
 
 def _new_folder(name: str) -> Path:
@@ -167,10 +191,11 @@ def _status_of(log: RunLog) -> Iterator[None]:
     """Writes down that a run was interrupted or failed, and why, before the error goes on."""
     try:
         yield
-    except KeyboardInterrupt:
-        log.note(status="interrupted", end=runlog.now())
-        raise
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        log.note(status="failed", end=runlog.now(), error=text)
+    except (KeyboardInterrupt, Exception) as error:
+        kinds = {KeyboardInterrupt: "interrupted", Diverged: "diverged", Exception: "failed"}
+        status = next(name for kind, name in kinds.items() if isinstance(error, kind))
+        known = isinstance(error, UserError | interrupts.Interrupted)
+        text = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
+        with contextlib.suppress(RunError):  # The disk may be full, which then is the error.
+            log.note(status=status, end=runlog.now(), error=text)
         raise

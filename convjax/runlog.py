@@ -11,12 +11,15 @@ JSON files are replaced as a whole, so that a reader never sees half of one.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +27,9 @@ from typing import Any
 
 import jax
 
+from convjax import durable, ownership
 from convjax.config import UserError
+from convjax.durable import unfinished_of
 
 
 class RunError(UserError, ValueError):
@@ -50,40 +55,44 @@ class RunLog:
         """Whether a new run may begin in the folder: it is not there, or holds nothing."""
         if not self.folder.exists():
             return True
-        # A run that was killed while it wrote its very first file has left no more than this.
-        left = {_unfinished(self.config_file).name}
+        # A run that was killed while it wrote its very first file has left no more than these.
+        left = {unfinished_of(self.config_file).name, ownership.NAME}
         return self.folder.is_dir() and {each.name for each in self.folder.iterdir()} <= left
 
     def create(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder, with the config; RunError where that is not possible."""
-        try:
+        """Begins the run by its config, or replaces that; RunError where it cannot be written."""
+        with _writing(self.config_file):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.config_file, config)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder} cannot be made or written to ({error.strerror}): "
-                "give another --workdir"
-            ) from error
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Makes the folder, and keeps other processes out of it; UserError where there is one."""
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return ownership.owned(self.folder)
 
     def record(self) -> dict[str, Any]:
         """What is known about the run; empty before it began."""
         return read_json(self.run_file) if self.run_file.exists() else {}
 
     def note(self, **values: Any) -> None:
-        """Adds to what is known about the run, or replaces it."""
-        write_json(self.run_file, self.record() | values)
+        """Adds to what is known about the run, or replaces it; RunError if it cannot be written."""
+        with _writing(self.run_file):
+            write_json(self.run_file, self.record() | values)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Adds one line to the metrics."""
+        """Adds one line to the metrics; RunError if it cannot be written as a whole."""
         text = json.dumps(_valid(line), allow_nan=False) + "\n"
-        with open(self.metrics_file, "ab", buffering=0) as file:
-            file.write(text.encode())
+        with _writing(self.metrics_file), open(self.metrics_file, "ab", buffering=0) as file:
+            if file.write(text.encode()) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
-        """Waits until the metrics are on the disk."""
+        """Waits until the metrics are on the disk; RunError if they do not come there."""
         if self.metrics_file.exists():
-            with open(self.metrics_file, "rb") as file:
-                os.fsync(file.fileno())
+            with _writing(self.metrics_file):
+                durable.sync(self.metrics_file)
+                durable.sync(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the metrics; a last line that was cut short is passed over.
@@ -105,13 +114,21 @@ class RunLog:
                 ) from error
         return found
 
-    def cut(self, step: int) -> None:
-        """Takes away a line that was cut short, and the metrics of later steps and of the end."""
+    def cut(self, step: int, *, owes: bool = False) -> None:
+        """Takes away a line that was cut short, and the metrics of later steps and of the end.
+
+        owes: whether the evaluations of that step itself are to come once more.
+        """
+
+        def stays(line: dict[str, Any]) -> bool:
+            again = owes and line["step"] == step and line["split"] != "train"
+            return line["step"] <= step and not line.get("final") and not again
+
         if self.metrics_file.exists():
-            lines = self.metrics()
-            kept = [line for line in lines if line["step"] <= step and not line.get("final")]
+            kept = [line for line in self.metrics() if stays(line)]
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-            _replace(self.metrics_file, text)
+            with _writing(self.metrics_file):
+                durable.replace(self.metrics_file, text.encode())
 
 
 class Followed(RunLog):
@@ -129,7 +146,7 @@ class Followed(RunLog):
     def sync(self) -> None:
         """Nothing."""
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int, *, owes: bool = False) -> None:
         """Nothing."""
 
 
@@ -161,11 +178,9 @@ def line_of(step: int, epoch: int, split: str, result: Mapping[str, Any]) -> dic
 
 def environment() -> dict[str, Any]:
     """What a run depends on beside its config: versions, source revision, devices, cores."""
-    packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "convjax")
     devices = jax.devices()
     return {
-        "versions": {"python": platform.python_version()}
-        | {each: _version(each) for each in packages},
+        "versions": versions(),
         "source": source_revision(),
         "machine": platform.platform(),
         "platform": devices[0].platform,
@@ -173,6 +188,16 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "cores": cores(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that a run depends on; None of one not installed.
+
+    >>> sorted(versions())
+    ['convjax', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'python']
+    """
+    packages = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "convjax")
+    return {"python": platform.python_version()} | {each: _version(each) for each in packages}
 
 
 def source_revision(
@@ -207,7 +232,7 @@ def now() -> str:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replaces a file of JSON as a whole; numbers that JSON cannot hold (NaN, inf) become null."""
-    _replace(path, json.dumps(_valid(values), indent=2, allow_nan=False) + "\n")
+    durable.replace(path, (json.dumps(_valid(values), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -233,23 +258,16 @@ def _valid(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
-    unfinished = _unfinished(path)
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    # The new name is on the disk only once its folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Makes one line of what goes wrong in writing a file."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.unfinished")
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): make room, or mend that, and give the "
+            "same command, or another --workdir"
+        ) from error
 
 
 def _version(package: str) -> str | None:

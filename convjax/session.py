@@ -1,6 +1,6 @@
 """One sitting of a run: from its last checkpoint, or from the beginning, to its end.
 
-    Session(experiment, log, out, start).run()          # everything goes into the run's folder
+    Session(experiment, log, out, start, interrupts).run()      # everything goes into its folder
 
 It knows the programs and what they are fed; what they come to, `convjax.judge` tells and keeps.
 """
@@ -8,41 +8,62 @@ It knows the programs and what they are fed; what they come to, `convjax.judge` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from convjax import runlog, tree
+from convjax import distributed, runlog, tree
 from convjax.assemble import START_IMAGES, Assembled
+from convjax.beginning import begin
 from convjax.compiler import Compiler, Program
+from convjax.config import UserError
+from convjax.insight import nans
+from convjax.interrupts import Interrupted, Interrupts
 from convjax.judge import Judge
-from convjax.layer import Params
+from convjax.keeper import Keeper, Kept
+from convjax.layer import Layer, Params
 from convjax.runlog import RunLog, line_of
 from convjax.saved import begin_from
 from convjax.training import feed as feeds
-from convjax.training import recipe
-from convjax.training.choose import Best
+from convjax.training import recipe, watch
 from convjax.training.feed import Order
-from convjax.training.fit import Events, fit
-from convjax.training.loss import LOSSES
+from convjax.training.fit import Events, Left, fit
+from convjax.training.loss import LOSSES, Loss
 from convjax.training.metrics import Metrics, means
 from convjax.training.state import TrainState, init_state, memory_of
 from convjax.training.step import make_step, normalise
 
 
+class Diverged(UserError):
+    """A run whose numbers are not finite any more."""
+
+
 class Session:
     """A run while it trains.
 
-    start: when it began, by `time.perf_counter`.
     out: where evaluations are told.
+    start: when it began, by `time.perf_counter`.
+    interrupts: which signals have come.
+    debug_nans: whether the first number that is not finite ends the run, with the layer's name.
     """
 
-    def __init__(self, experiment: Assembled, log: RunLog, out: TextIO, start: float):
+    def __init__(
+        self,
+        experiment: Assembled,
+        log: RunLog,
+        out: TextIO,
+        start: float,
+        interrupts: Interrupts,
+        debug_nans: bool = False,
+    ):
         self.experiment, self.config, self.plan = experiment, experiment.config, experiment.plan
         self.mapper, self.log, self.out, self.start = experiment.mapper, log, out, start
+        self.interrupts, self.debug_nans = interrupts, debug_nans
         self.pixels = experiment.train.statistics()
         self.hyper = self.mapper.replicate(experiment.hyper)
         self.relative_rate = jax.jit(experiment.schedule)
@@ -50,9 +71,10 @@ class Session:
         # No call goes beyond what is to be done after a step.
         periods = (self.plan.log_every, self.plan.eval_every, self.plan.save_every)
         at_once = min(self.config.steps_per_call, self.plan.steps, *periods)
+        at_once = 1 if debug_nans else at_once
         self.feed = feeds.training(experiment.train, order, self.mapper, at_once)
         self.prepare = normalise(*self.pixels, self.config.precision)
-        self.judge = Judge(experiment, self.prepare, log, out, self.seconds)
+        self.judge = Judge(experiment, self.prepare, log, out, self.seconds, interrupts)
 
     def run(self) -> None:
         """Trains to the end of the plan and writes down how it went."""
@@ -69,44 +91,41 @@ class Session:
             rest.callback(self.feed.close)
             compiler = rest.enter_context(Compiler())
             self.step, self.judge.step = self._start_compiling(compiler, state)
-            from convjax.checkpoint import Checkpoints  # Loads Orbax, while the step is compiled.
-
-            keep = config.checkpoint.keep
-            self.checkpoints = rest.enter_context(Checkpoints(self.log.checkpoints, keep=keep))
-            extra: dict[str, Any] = {}
-            if self.checkpoints.latest_step() is not None:
-                state, extra = self.checkpoints.restore(self.mapper.spec(state))
-            elif config.start.run is not None:
-                state = self.mapper.place(self._fine_tuned(state))
-            else:
-                state = self.mapper.place(state)
+            # It loads Orbax, while the step is compiled.
+            self.keeper = rest.enter_context(Keeper(self.log, config, self.plan.steps))
             if config.checkpoint.best is not None:
-                self.judge.kept = rest.enter_context(Checkpoints(self.log.best))
-            self.judge.forget(lambda step: step > int(state.step))  # They come once more.
+                self.judge.kept = self.keeper.best
+            state, kept = self.keeper.begin(self.mapper.spec(state), lambda: self._fresh(state))
             # As though this sitting had begun that much earlier.
-            self.start -= extra.get("seconds", 0.0)
-            self.judge.best = Best(*extra.get("best", ()))
-            self._begin(int(state.step))
-            since_log = Metrics(*extra.get("since_log", ()))
+            self.start -= kept.seconds
+            self.judge.best = kept.best
+            self._begin(int(state.step), kept.left)
             if not self.judge.enough():
-                events = Events(self.on_log, self.on_evaluate, self.on_save)
-                at_once = self.feed.at_once
-                state = fit(state, self.take_steps, self.plan, events, since_log, at_once)
+                state = self._fit(state, kept.left)
+            self.keeper.wait()
+            self.interrupts.check()
             finals = self.judge.conclude(state)
             model = {"params": state.params, "state": state.state}
-            digest = tree.digest(self.mapper.replicate(model))
-        self.log.note(
-            status="finished", end=runlog.now(), seconds=self.seconds(), **finals, digest=digest
-        )
+            of_model = tree.digest(self.mapper.replicate(model))
+        results = {"skipped": int(_watch_of(state).skipped), **finals, "digest": of_model}
+        self.log.note(status="finished", end=runlog.now(), seconds=self.seconds(), **results)
 
     # -- Steps, and what happens between them ------------------------------------------------------
 
     def take_steps(self, first: int, count: int, state: TrainState) -> tuple[TrainState, Metrics]:
         """So many steps from the `first` on."""
-        batch, *rest = self.feed.take(first, count)
+        self.keeper.check()
+        if jax.process_count() > 1:
+            distributed.check(first)
+        with self.interrupts.released():
+            batch, *rest = self.feed.take(first, count)
+            self.step.compiled()
         after = self.step(state, batch, self.hyper, *rest)
         if first == self.first:
             self._tell_compilation()
+        # A loss scale that comes down skips steps, too, and is none of a row.
+        if self.debug_nans and _watch_of(after[0]).in_a_row:
+            self._blame(after[0], batch, *rest)
         return after
 
     def on_log(self, number: int, metrics: Metrics, rate: float | None) -> None:
@@ -114,7 +133,8 @@ class Session:
         factor = float(self.relative_rate(number - 1))
         learning_rate = self.config.optimizer.learning_rate * factor
         line = line_of(number, self.plan.epoch, "train", means(metrics)) | {
-            "learning_rate": learning_rate
+            "learning_rate": learning_rate,
+            "skipped": metrics.skipped,
         }
         self.log.log(line | {"images_per_second": rate, "seconds": self.seconds()})
 
@@ -123,17 +143,16 @@ class Session:
         self.judge.evaluate(number, state)
         return self.judge.enough()
 
-    def on_save(self, number: int, state: TrainState, since_log: Metrics) -> None:
-        """Saves a checkpoint, once all that is known of its steps is on the disk."""
-        self.log.sync()
-        extra = {
-            "seconds": self.seconds(),
-            "since_log": list(since_log),
-            "best": list(self.judge.best),
-        }
-        self.checkpoints.save(number, state, extra)
-        # Not before: a run that is killed goes on from here, with the best of before.
-        self.judge.forget(lambda step: step != self.judge.best.step)
+    def on_save(self, number: int, state: TrainState, left: Left) -> None:
+        """Saves a checkpoint."""
+        self.keeper.save(number, state, Kept(self.seconds(), left, self.judge.best))
+
+    def on_skipped(self, number: int, state: TrainState) -> None:
+        """Ends a run of which too many steps in a row were skipped."""
+        seen = _watch_of(state)
+        if watch.diverged(seen, self.config.stop.bad_steps):
+            names = watch.names(state.params, state.state)
+            raise Diverged(f"{watch.report(seen, names)}; {self.keeper.last_good()}")
 
     def seconds(self) -> float:
         """How long the run has trained, in all sittings."""
@@ -141,25 +160,28 @@ class Session:
 
     # -- What these are made of --------------------------------------------------------------------
 
-    def _begin(self, first: int) -> None:
+    def _fresh(self, state: TrainState) -> TrainState:
+        """The state before the first step, on the devices."""
+        start = self.config.start
+        fine_tuned = start.run is not None or start.weights is not None
+        return self.mapper.place(self._fine_tuned(state) if fine_tuned else state)
+
+    def _fit(self, state: TrainState, left: Left) -> TrainState:
+        events = Events(self.on_log, self.on_evaluate, self.on_save, self.on_skipped)
+        at_once = self.feed.at_once
+        try:
+            return fit(state, self.take_steps, self.plan, events, left, at_once, self.interrupts)
+        except Interrupted as error:
+            text = f"{self.keeper.last_good()}; the same command goes on"
+            raise Interrupted(error.number, text) from None
+
+    def _begin(self, first: int, left: Left) -> None:
         """Tells and writes down what is about to be trained, from that step on."""
         self.first = first
         if first:
             text = f"going on at step {first} of {self.plan.steps} in {self.log.folder}"
             print(text, file=self.out)
-        self.log.cut(first)
-        before = self.log.record()
-        mean, std = self.pixels
-        self.log.note(
-            **runlog.environment(),
-            status="running",
-            start=before.get("start", runlog.now()),
-            resumed=[*before.get("resumed", ()), *([first] if first else ())],
-            end=None,
-            error=None,
-            pixels={"mean": mean.tolist(), "std": std.tolist()},
-            classes=self.experiment.train.classes,
-        )
+        begin(self.log, self.experiment, self.pixels, first, left.owes)
 
     def _fine_tuned(self, state: TrainState) -> TrainState:
         """The first state with the model of another run; its optimizer remembers nothing."""
@@ -177,27 +199,45 @@ class Session:
 
     def _start_compiling(self, compiler: Compiler, state: TrainState) -> tuple[Program, Program]:
         """The train step and the evaluation step, which are being compiled."""
-        experiment, config, mapper = self.experiment, self.config, self.mapper
+        placed = self.mapper.spec(state)
+        batch, *rest = self.feed.specs
+        program = self._program(self.experiment.net, LOSSES[self.config.loss.name])
+        compiled = self.mapper.compile(program, donate=True)
+        step = compiler.start(compiled, placed, batch, self.hyper, *rest)
+        model = (placed.params, placed.state)
+        return step, compiler.start(self.judge.program(), model, self.judge.batch_spec())
+
+    def _program(self, net: Layer, loss: Loss, *, mapped: bool = True) -> Callable[..., Any]:
+        """What is compiled to take steps; not `mapped`, it is for one device."""
+        config, plan = self.config, self.plan
         step = make_step(
-            experiment.net,
-            experiment.optimizer,
-            LOSSES[config.loss.name],
+            net,
+            self.experiment.optimizer,
+            loss,
             prepare=self.prepare,
-            change=experiment.change,
-            mix=experiment.mix,
+            change=self.experiment.change,
+            mix=self.experiment.mix,
             hold=recipe.held(config.optimizer),
             sharpen=recipe.sharpened(config.optimizer),
             parts=config.accumulate,
-            average=recipe.followed(config.average, self.plan.steps, self.plan.epoch),
-            epoch=self.plan.epoch,
-            axis=mapper.axis,
+            average=recipe.followed(config.average, plan.steps, plan.epoch),
+            epoch=plan.epoch,
+            patience=config.stop.bad_steps,
+            axis=self.mapper.axis if mapped else None,
         )
-        placed, hyper = mapper.spec(state), self.hyper
-        batch, *rest = self.feed.specs
-        compiled = mapper.compile(self.feed.program(step), donate=True)
-        program = compiler.start(compiled, placed, batch, hyper, *rest)
-        model = (placed.params, placed.state)
-        return program, compiler.start(self.judge.program(), model, self.judge.batch_spec())
+        return self.feed.program(step)
+
+    def _blame(self, state: TrainState, batch: Any, *rest: Any) -> None:
+        """Ends the run with the layer that made the numbers of the last step bad."""
+        # The step changed nothing else: it can be taken once more.
+        before = state._replace(step=state.step - 1)
+        told = nans.blame(
+            functools.partial(self._program, mapped=False),
+            self.experiment.net,
+            LOSSES[self.config.loss.name],
+            *(before, batch, self.hyper, *rest),
+        )
+        raise Diverged(f"{told}; {self.keeper.last_good()}")
 
     def _tell_compilation(self) -> None:
         compiled = {"train_step": self.step, "evaluation_step": self.judge.step}
@@ -212,3 +252,8 @@ class Session:
                 for name, each in taken.items()
             }
         )
+
+
+def _watch_of(state: TrainState) -> watch.Watch:
+    assert state.watch is not None
+    return state.watch

@@ -12,7 +12,7 @@ import sys
 from absl import flags
 
 from convjax.allocator import keep_freed_memory
-from convjax.flags import guard, parse, run_folder
+from convjax.flags import guard, leave, parse, run_folder
 
 
 def main(argv: list[str]) -> None:
@@ -35,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, sys.argv))
+    leave(guard(main, sys.argv))

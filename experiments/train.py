@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from convjax.allocator import keep_freed_memory
-from convjax.flags import guard, parse_experiment
+from convjax.flags import guard, leave, parse_experiment
 
 
 def main(argv: list[str]) -> None:
@@ -25,6 +25,10 @@ def main(argv: list[str]) -> None:
     workdir = flags.DEFINE_string("workdir", None, text, flag_values=options)
     text = "print shapes, parameters, config and plan, and train nothing"
     dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
+    text = "go on with a run of another config, from its last checkpoint"
+    override = flags.DEFINE_bool("override", False, text, flag_values=options)
+    text = "end at the first number that is not finite, and name the layer that it is from"
+    debug_nans = flags.DEFINE_bool("debug_nans", False, text, flag_values=options)
     text = "HOST:PORT of the first of several processes, where the port is free"
     coordinator = flags.DEFINE_string("coordinator", None, text, flag_values=options)
     text = "how many processes train together"
@@ -39,10 +43,16 @@ def main(argv: list[str]) -> None:
 
     with distributed.together(coordinator.value, processes.value, process.value):
         compiler.keep_programs()
-        line = run.train(config, workdir.value, dry_run=dry_run.value)
+        line = run.train(
+            config,
+            workdir.value,
+            dry_run=dry_run.value,
+            override=override.value,
+            debug_nans=debug_nans.value,
+        )
         if distributed.leads():
             print(line)
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, sys.argv))
+    leave(guard(main, sys.argv))

@@ -1,14 +1,16 @@
 """Several processes: what they are told, how they meet, and how they end."""
 
+import re
 import signal
 import socket
 
 import pytest
-from processes import outputs, start_together
+from processes import outputs, run_together, start_together
 
 from convjax import distributed
 from convjax.config import UserError
 from convjax.distributed import launched
+from convjax.runlog import RunLog
 
 SLURM = {"SLURM_STEP_NODELIST": "n[1-4]", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
 OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:349", "OMPI_COMM_WORLD_SIZE": "2"}
@@ -75,17 +77,34 @@ def test_nobody_at_the_address_is_told_in_one_line(monkeypatch):
         distributed.start(address, 2, 1)
 
 
-def test_ctrl_c_and_sigterm_end_a_process_that_works_with_others():
-    processes = start_together("tests/steps_without_end.py", count=3, devices=1)
+def test_ctrl_c_ends_a_process_that_works_with_others():
+    processes = start_together("tests/steps_without_end.py", devices=1)
     try:
         for process in processes:
             assert process.stdout is not None
             assert any("the sum is" in line for line in process.stdout), "it took no step"
-        processes[2].send_signal(signal.SIGINT)
-        assert processes[2].wait(60) == 130
-        processes[1].send_signal(signal.SIGTERM)
-        assert processes[1].wait(60) == -signal.SIGTERM
+        processes[1].send_signal(signal.SIGINT)
+        assert processes[1].wait(60) == 130
     finally:
         for process in processes:
             process.kill()
         outputs(processes)
+
+
+def test_sigterm_to_any_process_saves_and_ends_all_of_them_and_the_run_goes_on(tmp_path):
+    run_together("tests/run_together.py", str(tmp_path / "whole"), "0")
+    processes = start_together("tests/run_together.py", str(tmp_path / "ended"), "0.3")
+    stdout = processes[0].stdout
+    assert stdout is not None
+    assert any("compiled the evaluation step" in line for line in stdout), "it took no step"
+    processes[1].send_signal(signal.SIGTERM)
+    written = outputs(processes)
+    assert [process.returncode for process in processes] == [143, 143], written
+    [step] = {
+        re.findall(r"the last good checkpoint is step (\d+) of 10", text)[0] for text in written
+    }
+    whole, ended = (RunLog(tmp_path / name) for name in ("whole", "ended"))
+    assert ended.record()["status"] == "interrupted"
+    written = run_together("tests/run_together.py", str(ended.folder), "0")
+    assert f"going on at step {step} of 10" in written[0]
+    assert ended.record()["digest"] == whole.record()["digest"]

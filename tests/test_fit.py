@@ -1,13 +1,15 @@
 """The loop: what happens after which step, in which order, and without holding the device up."""
 
 import io
+import signal
 import sys
 from typing import Any, NamedTuple
 
 import pytest
 
 from convjax.config import ConfigError
-from convjax.training.fit import Events, Plan, fit, make_plan
+from convjax.interrupts import Interrupted, Interrupts
+from convjax.training.fit import Events, Left, Plan, fit, make_plan
 from convjax.training.metrics import Metrics
 
 
@@ -28,11 +30,19 @@ class Loss:
         return float(self.number)
 
 
-def record(plan, first=0, since_log=Metrics(), at_once=1, enough=None):
-    """All that a run of the loop does, in order."""
+def record(plan, first=0, left=Left(), at_once=1, enough=None, broken=None, interrupts=None):
+    """All that a run of the loop does, in order.
+
+    broken: what a signal breaks off, as it would be told.
+    """
     told: list[Any] = []
 
+    def broken_off(*what):
+        if what == broken:
+            raise Interrupted(signal.SIGTERM)
+
     def take_steps(number, count, state):
+        broken_off("step", number)
         told.append(("step", number) if count == 1 else ("steps", number, count))
         loss = sum(range(number, number + count))
         return Counted(state.step + count), Metrics(
@@ -40,18 +50,27 @@ def record(plan, first=0, since_log=Metrics(), at_once=1, enough=None):
         )
 
     def evaluate(number, state):
+        broken_off("evaluate", number, state.step)
         told.append(("evaluate", number, state.step))
         return number == enough
 
     events = Events(
-        lambda number, metrics, rate: told.append(("log", number, tuple(metrics))),
+        lambda number, metrics, rate: told.append(("log", number, tuple(metrics)[:3])),
         evaluate,
-        lambda number, state, since: told.append(("save", number, state.step, tuple(since))),
+        lambda number, state, left: told.append(
+            ("save", number, state.step, tuple(left.since_log)[:3], *["owes"] * left.owes)
+        ),
+        lambda number, state: told.append(("skipped", number, state.step)),
     )
     start: Any = Counted(first)
     steps: Any = take_steps
-    last: Any = fit(start, steps, plan, events, since_log, at_once)
-    assert last.step == (enough or plan.steps)
+    signals = interrupts or Interrupts()
+    try:
+        last: Any = fit(start, steps, plan, events, left, at_once, signals)
+    except Interrupted:
+        assert broken or signals.wanted
+    else:
+        assert last.step == (enough or plan.steps)
     return told
 
 
@@ -110,8 +129,65 @@ def test_a_loop_that_goes_on_from_any_save_does_what_was_left(first):
     plan = Plan(steps=7, epoch=3, batch_size=2, eval_every=3, save_every=1, log_every=4)
     whole = chosen(record(plan), "step", "log", "evaluate", "save")
     cut = next(place for place, each in enumerate(whole) if each[:2] == ("step", first))
-    since_log = Metrics(*whole[cut - 1][3]) if first else Metrics()
-    assert chosen(record(plan, first, since_log), "step", "log", "evaluate", "save") == whole[cut:]
+    left = Left(Metrics(*whole[cut - 1][3])) if first else Left()
+    assert chosen(record(plan, first, left), "step", "log", "evaluate", "save") == whole[cut:]
+
+
+PLAN = Plan(steps=7, epoch=3, batch_size=2, eval_every=3, save_every=5, log_every=4)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [("step", number) for number in range(7)] + [("evaluate", at, at) for at in (3, 6, 7)],
+)
+def test_a_loop_that_is_broken_off_anywhere_saves_what_is_done_and_goes_on_with_the_rest(broken):
+    kinds = ("step", "log", "evaluate")
+    whole = chosen(record(PLAN), *kinds)
+    told = record(PLAN, broken=broken)
+    done = broken[1]
+    if done in (0, 5) and broken[0] == "step":  # Nothing is done, or it was saved as planned.
+        since = Metrics(4, 1, 2) if done else Metrics()
+        assert [each[1] for each in told if each[0] == "save"] == [5] * (done == 5)
+    else:
+        last = told[-1]
+        assert last[:3] == ("save", done, done)
+        assert last[4:] == (("owes",) if broken[0] == "evaluate" else ())
+        since = Metrics(*last[3])
+    rest = record(PLAN, done, Left(since, broken[0] == "evaluate"))
+    assert chosen(told, *kinds) + chosen(rest, *kinds) == whole
+
+
+def test_a_signal_between_steps_ends_the_loop_after_the_step():
+    signals = Interrupts()
+    signals.wanted = signal.SIGTERM
+    assert record(PLAN, interrupts=signals) == []
+
+    class Late(Interrupts):
+        asked = 0
+
+        def check(self):
+            self.asked += 1
+            if self.asked == 2:
+                self.wanted = signal.SIGINT
+            super().check()
+
+    told = record(PLAN, interrupts=Late())
+    assert chosen(told, "step", "save") == [("step", 0), ("save", 1, 1, (0, 1, 2))]
+
+
+def test_steps_that_were_skipped_are_told_with_the_state_of_after():
+    told: list[Any] = []
+
+    def take_steps(number, count, state):
+        return Counted(state.step + 1), Metrics(0.0, 0, 0, int(number in (1, 4)))
+
+    nothing: Any = lambda *_: False  # noqa: E731
+    events = Events(nothing, nothing, nothing, lambda n, state: told.append((n, state.step)))
+    steps: Any = take_steps
+    start: Any = Counted(0)
+    fit(start, steps, Plan(6, 6, 2, 6, 6, 6), events)
+    # One call late, but for the last one before something is due.
+    assert told == [(3, 3), (6, 6)]
 
 
 def test_nothing_is_left_to_do_after_the_last_step():

@@ -15,7 +15,7 @@ import convjax
 from convjax.config import Experiment, Model, UserError, flatten, to_dict, validate
 from convjax.flags import guard
 from convjax.pages import load
-from experiments import evaluate, train
+from experiments import evaluate, export, train
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -34,7 +34,7 @@ def calls(monkeypatch):
     """What the launchers asked of `run`, which here only takes notes."""
     calls = []
 
-    def note_train(config, workdir, *, dry_run=False):
+    def note_train(config, workdir, *, dry_run=False, **how):
         calls.append((config, workdir, dry_run))
         return "closing line"
 
@@ -192,7 +192,7 @@ def test_a_value_out_of_range_on_the_command_line_is_refused(refused, path, valu
         ("--conifg.epochs=3", "unknown flag --conifg.epochs; did you mean '--config.epochs'?"),
         ("--noconfig.seed", "did you mean '--config.seed'?"),
         ("--learning_rate=1", "did you mean '--config.optimizer.learning_rate'?"),
-        ("--zzz", "choose from '--config', '--coordinator', '--dry_run'"),
+        ("--zzz", "choose from '--config', '--coordinator', '--debug_nans'"),
         ("--dry_run=maybe", "flag --dry_run=maybe: expected bool"),
         ("--workdir", "Missing value for flag --workdir"),
         ("--config.seed", "--config.seed has no value: give --config.seed=VALUE"),
@@ -321,7 +321,7 @@ def test_ctrl_c_is_one_line_and_status_130(capsys):
 
 
 def test_an_error_of_the_run_that_a_person_can_mend_is_one_line(calls, capsys, monkeypatch):
-    def no_data(config, workdir, *, dry_run=False):
+    def no_data(config, workdir, **how):
         raise UserError("no data:\ngive --config.data.dir")
 
     monkeypatch.setattr("convjax.run.train", no_data)
@@ -358,7 +358,7 @@ def test_every_page_states_its_command_hardware_time_and_accuracy():
 
 
 def test_launchers_are_short():
-    for launcher in (train, evaluate):
+    for launcher in (train, evaluate, export):
         assert len(Path(str(launcher.__file__)).read_text("utf-8").splitlines()) < 80
 
 
@@ -370,7 +370,7 @@ def shell(*words):
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("launcher", ["train", "evaluate"])
+@pytest.mark.parametrize("launcher", ["train", "evaluate", "export"])
 def test_help_answers_with_status_0_and_without_jax(launcher):
     done = shell(f"experiments.{launcher}", "--help")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

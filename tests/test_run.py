@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from convjax import ops, run, tree
+from convjax import judge, ops, run, tree
 from convjax.checkpoint import Checkpoints
 from convjax.combine import serial
 from convjax.config import (
@@ -30,10 +30,15 @@ from convjax.config import (
     from_dict,
     to_dict,
 )
+from convjax.config import (
+    Stop as Stopping,
+)
 from convjax.data import Dataset
+from convjax.interrupts import Interrupted
 from convjax.layers import batch_norm, conv, dense, dropout
 from convjax.ranges import PARALLEL
 from convjax.runlog import RunLog
+from convjax.session import Diverged
 from convjax.training import feed
 
 REPOSITORY = Path(__file__).parent.parent
@@ -49,7 +54,13 @@ def pictures(split, data_dir):
     draw = np.random.default_rng(size)
     labels = draw.integers(0, 3, size).astype(np.int32)
     light = labels[:, None, None, None] * 60 + draw.integers(0, 100, (size, 6, 6, 1))
+    if split == "train":
+        light = light[CHANGED["left_out"] :] + CHANGED["light"]
+        labels = labels[CHANGED["left_out"] :]
     return Dataset(light.astype(np.uint8), labels, ("dark", "grey", "light"))
+
+
+CHANGED = {"left_out": 0, "light": 0}  # what becomes of the data while a run is away
 
 
 def tiny(classes, width=3):
@@ -212,7 +223,7 @@ def test_the_digest_is_that_of_the_checkpoint(finished):
         spec = jax.ShapeDtypeStruct((1, 6, 6, 1), np.float32)
         params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
         like = {"params": params, "state": state}
-        found, _ = checkpoints.restore(like, drop=("opt/*", "step", "key"))
+        found, _ = checkpoints.restore(like, drop=("opt/*", "step", "key", "watch/*"))
     assert tree.digest(found) == log.record()["digest"]
 
 
@@ -280,6 +291,124 @@ def test_an_interrupted_run_says_so(tmp_path, monkeypatch):
     assert RunLog(tmp_path).record()["status"] == "interrupted"
 
 
+def interrupting(monkeypatch, module, name, after):
+    """Has the process send itself SIGTERM in that call of a function."""
+    calls, function = iter(range(1000)), getattr(module, name)
+
+    def call(*arguments, **keywords):
+        if next(calls) == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "after", "step"),
+    [
+        (feed, "batch_indices", 0, None),
+        (feed, "batch_indices", 7, 7),
+        (judge, "evaluate", 0, 8),
+        (judge, "evaluate", 1, 16),
+        (RunLog, "sync", 1, 10),  # which is in the middle of saving
+        (RunLog, "log", 3, 9),
+    ],
+)
+def test_a_signal_costs_nothing_wherever_it_comes(
+    finished, tmp_path, monkeypatch, module, name, after, step
+):
+    interrupting(monkeypatch, module, name, after)
+    with pytest.raises(Interrupted, match=r"SIGTERM: .*the same command goes on") as error:
+        run.train(experiment(), tmp_path, out=io.StringIO())
+    assert error.value.status == 143
+    monkeypatch.undo()
+    log = RunLog(tmp_path)
+    assert log.record()["status"] == "interrupted"
+    saved = [int(path.name) for path in log.checkpoints.iterdir()]
+    assert max(saved, default=None) == step
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    assert log.record()["digest"] == finished[0].record()["digest"]
+    assert timeless(log) == timeless(finished[0])
+
+
+def test_a_run_goes_on_with_another_config_when_it_is_told_to(tmp_path):
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    out = io.StringIO()
+    line = run.train(experiment(epochs=3), tmp_path, override=True, out=out)
+    log = RunLog(tmp_path)
+    assert "going on at step 16 of 24" in out.getvalue()
+    assert json.loads(log.config_file.read_text()) == to_dict(experiment(epochs=3))
+    assert log.metrics()[-1]["step"] == 24
+    # From now on this is its config, though older checkpoints are of the other.
+    shutil.rmtree(log.checkpoints / "24")
+    log.note(status="running")
+    assert run.train(experiment(epochs=3), tmp_path, out=io.StringIO())[:40] == line[:40]
+    with pytest.raises(UserError, match="has taken 24 steps, and the config ends after 8"):
+        run.train(experiment(epochs=1), tmp_path, override=True)
+    assert json.loads(log.config_file.read_text())["epochs"] == 3
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(finished, tmp_path):
+    shutil.copytree(finished[0].folder, tmp_path, dirs_exist_ok=True)
+    RunLog(tmp_path).note(status="running")
+    code = "import sys, time; from convjax.ownership import owned\nwith owned(sys.argv[1]):\n"
+    code += "    print('mine', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, tmp_path]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        with pytest.raises(UserError, match=f"belongs to process {owner.pid} on "):
+            run.train(experiment(), tmp_path, out=io.StringIO())
+        owner.kill()
+    assert RunLog(tmp_path).record()["status"] == "running"
+
+
+def test_a_damaged_checkpoint_costs_steps_and_not_the_run(finished, tmp_path, capsys):
+    shutil.copytree(finished[0].folder, tmp_path, dirs_exist_ok=True)
+    log = RunLog(tmp_path)
+    log.note(status="running", digest=None)
+    newest = log.checkpoints / "16" / "state"
+    largest = max(newest.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 64
+    largest.write_bytes(content)
+    assert run.evaluate(tmp_path) != ""
+    assert "is damaged and passed over" in capsys.readouterr().err
+    out = io.StringIO()
+    run.train(experiment(), tmp_path, out=out)
+    assert "going on at step 15 of 16" in out.getvalue()
+    assert "is damaged" in capsys.readouterr().err
+    assert "it is damaged-16 now" in log.record()["damaged"][0]
+    assert log.record()["digest"] == finished[0].record()["digest"]
+    assert timeless(log) == timeless(finished[0])
+
+
+def test_a_run_whose_data_have_changed_does_not_go_on(tmp_path, monkeypatch):
+    interrupting(monkeypatch, feed, "batch_indices", 7)
+    with pytest.raises(Interrupted):
+        run.train(experiment(), tmp_path, out=io.StringIO())
+    monkeypatch.undo()
+    for left_out, light, changed in (
+        (1, 0, "train had 40 images and has 39"),
+        (0, 1, "the mean and deviation of the pixels of train are others"),
+    ):
+        monkeypatch.setitem(CHANGED, "left_out", left_out)
+        monkeypatch.setitem(CHANGED, "light", light)
+        with pytest.raises(UserError, match=f"changed since .* began: {changed}"):
+            run.train(experiment(), tmp_path, out=io.StringIO())
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(finished, tmp_path):
+    run.train(experiment(seed=7), tmp_path / "other", out=io.StringIO())
+    shutil.copytree(finished[0].folder, tmp_path / "mine")
+    log = RunLog(tmp_path / "mine")
+    log.note(status="running")
+    shutil.rmtree(log.checkpoints / "16")
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "16", log.checkpoints / "16")
+    with pytest.raises(UserError, match=r"16 in .* is of a config that this run never had"):
+        run.train(experiment(), log.folder, out=io.StringIO())
+
+
 def test_a_run_stopped_before_it_was_declared_finished_is_declared_so(finished, tmp_path):
     run.train(experiment(), tmp_path, out=io.StringIO())
     log = RunLog(tmp_path)
@@ -302,16 +431,16 @@ def test_every_mapper_ends_where_jit_does(finished, tmp_path, name):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_a_loss_that_is_no_number_is_null_in_json_and_nan_in_the_closing_line(tmp_path):
-    config = experiment(epochs=0.5)
+def test_a_run_whose_numbers_are_not_finite_any_more_ends_as_diverged(tmp_path):
+    config = experiment(stop=Stopping(bad_steps=4))
     config.optimizer = Optimizer("sgd", 1e38, schedule="constant")
-    line = run.train(config, tmp_path, out=io.StringIO())
-    assert re.match(CLOSING, line)
-    assert "loss nan" in line
-    final = json.loads((tmp_path / "run.json").read_text())["final"]
-    assert final["loss"] is None
-    assert final["correct"] == 0
-    assert run.train(config, tmp_path) == line
+    for _ in range(2):  # The same again ends the same way.
+        with pytest.raises(Diverged) as error:
+            run.train(config, tmp_path, out=io.StringIO())
+        assert "4 steps in a row were skipped, the first is step 1" in str(error.value)
+        assert re.search("where the batch statistic norm1/mean was not finite", str(error.value))
+        assert f"nothing was saved yet in {tmp_path}" in str(error.value)
+        assert RunLog(tmp_path).record()["status"] == "diverged"
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch):
@@ -411,7 +540,7 @@ def test_an_error_of_the_model_names_its_place_and_nothing_else(tmp_path):
 
 def test_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"thesis.tex/run cannot be made .*: give another"):
+    with pytest.raises(UserError, match=r"thesis.tex/run.* cannot be written .*another --workdir"):
         run.train(experiment(), tmp_path / "thesis.tex" / "run")
 
 

@@ -14,7 +14,9 @@ from test_run import experiment, pictures, stopping, timeless
 from convjax import run, tree
 from convjax.checkpoint import Checkpoints
 from convjax.config import Augment, Average, Checkpoint, Data, Model, Norm, Start, Stop, UserError
+from convjax.exchange.weights import save_weights
 from convjax.runlog import RunLog
+from convjax.saved import export
 
 VALID = Data("test_run:pictures", train="train", valid="valid", test="test")
 
@@ -69,7 +71,7 @@ def test_the_best_model_is_that_of_the_best_evaluation(whole):
     log, _ = whole
     best = min(lines(log, "valid"), key=lambda line: line["loss"])
     with Checkpoints(log.best) as checkpoints:
-        assert checkpoints.latest_step() == best["step"]
+        assert checkpoints.newest() == best["step"]
     assert run.evaluate(log.folder, "valid", "best").startswith(
         f"valid best accuracy {best['accuracy']:.4f}"
     )
@@ -119,7 +121,7 @@ def test_a_run_that_ended_but_was_not_declared_so_tells_its_end_once(whole, tmp_
 
 
 def test_training_ends_when_evaluations_get_no_better(tmp_path):
-    changes = {"data": VALID, "eval_every_steps": 2, "stop": Stop(2, min_delta=10.0)}
+    changes = {"data": VALID, "eval_every_steps": 2, "stop": Stop(2, "loss", min_delta=10.0)}
     log, _ = train(tmp_path, **changes)
     # The first is the best, by ten at least, and two more are waited for.
     assert [line["step"] for line in lines(log, "valid")] == [2, 4, 6]
@@ -205,9 +207,9 @@ def test_weights_that_look_ahead_start_from_the_other_run_too(trained, tmp_path)
 @pytest.mark.parametrize(
     ("start", "model", "message"),
     [
-        (Start("nowhere"), "tiny", r"config\.start: nowhere has no checkpoints yet"),
+        (Start("nowhere"), "tiny", r"config\.start\.run: nowhere has no checkpoints yet"),
         (Start("", ("haed/*",)), "tiny", r"config\.start\.fresh 'haed/\*' matches nothing"),
-        (Start("", average=True), "tiny", r"config\.start: .* followed no average"),
+        (Start("", average=True), "tiny", r"config\.start\.run: .* followed no av"),
         (Start(""), "other", r"another network: conv1/kernel is float32\[3, 3, 1, 3\] there and "),
     ],
 )
@@ -222,6 +224,42 @@ def test_a_start_that_cannot_be_is_told_before_the_first_step(
             model=Model("test_run:tiny", {"width": 5 if model == "other" else 3}),
         )
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_starts_from_what_another_exported(trained, tmp_path):
+    file = tmp_path / "trained.safetensors"
+    export(trained.folder, file)
+    log, _ = train(tmp_path / "tuned", start=Start(weights=str(file)), **still())
+    assert first_leaves(log).keys() == first_leaves(trained).keys()
+    for path, leaf in first_leaves(log).items():
+        np.testing.assert_array_equal(leaf, saved(trained, path)[path], err_msg=path)
+
+
+def test_a_file_of_weights_gives_all_but_the_head_and_what_it_lacks(trained, tmp_path):
+    file = tmp_path / "parameters.safetensors"
+    save_weights(file, saved(trained, "params/*"))
+    start = Start(weights=str(file), fresh=("dense1/*",))
+    log, _ = train(tmp_path / "tuned", start=start, **still())
+    scratch, _ = train(tmp_path / "scratch", **still())
+    for path, leaf in first_leaves(log).items():
+        drawn = path.startswith(("params/dense1/", "state/"))
+        source = scratch if drawn else trained
+        np.testing.assert_array_equal(leaf, saved(source, path)[path], err_msg=path)
+
+
+def test_a_file_of_weights_that_does_not_fit_is_told_before_anything_is_written(trained, tmp_path):
+    file = tmp_path / "trained.safetensors"
+    export(trained.folder, file)
+    model = Model("test_run:tiny", {"width": 5})
+    with pytest.raises(
+        UserError, match=r"start\.weights is '.*', another network: conv1/kernel is"
+    ):
+        train(tmp_path / "run", start=Start(weights=str(file)), model=model)
+    with pytest.raises(
+        UserError, match=r"config\.start\.weights: nowhere\.safetensors does not exist"
+    ):
+        train(tmp_path / "run", start=Start(weights="nowhere.safetensors"))
+    assert not (tmp_path / "run").exists()
 
 
 def brighter(params, images):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from convjax.config import ConfigError
 from convjax.data.batches import steps_per_epoch
+from convjax.interrupts import Interrupted, Interrupts
 from convjax.training.metrics import Metrics, add, means, to_host
 from convjax.training.state import TrainState
 
@@ -32,12 +33,25 @@ class Events(NamedTuple):
 
     log: with the metrics of the steps since the last time, and images a second (None if unknown).
     evaluate: with the state; returns whether that was enough, and the training ends here.
-    save: with the state, and the metrics since the last log, from which a resumed run goes on.
+    save: with the state and what else a resumed run goes on from.
+    skipped: after steps that were skipped, with the newest state.
     """
 
     log: Callable[[int, Metrics, float | None], None]
     evaluate: Callable[[int, TrainState], bool]
-    save: Callable[[int, TrainState, Metrics], None]
+    save: Callable[[int, TrainState, Left], None]
+    skipped: Callable[[int, TrainState], None]
+
+
+class Left(NamedTuple):
+    """What a run has left undone, beside its state.
+
+    since_log: the metrics of the steps since the last log.
+    owes: whether an evaluation was due and was broken off, or not begun.
+    """
+
+    since_log: Metrics = Metrics()
+    owes: bool = False
 
 
 def make_plan(
@@ -83,8 +97,9 @@ def fit(
     take_steps: Callable[[int, int, TrainState], tuple[TrainState, Metrics]],
     plan: Plan,
     events: Events,
-    since_log: Metrics = Metrics(),
+    left: Left = Left(),
     at_once: int = 1,
+    interrupts: Interrupts = Interrupts(),
 ) -> TrainState:
     """Trains from the state's own step to the end of the plan, or until an evaluation is enough.
 
@@ -94,42 +109,57 @@ def fit(
 
     take_steps: `(n, count, state) -> (state, metrics)`, so many steps with the batches from the
         n-th on, counted from 0; and the sums of their metrics.
-    since_log: what a resumed run had seen since its last log.
+    left: what a resumed run has to begin with.
     at_once: the largest count; where something is due earlier, it is smaller.
+    interrupts: a signal ends the training with Interrupted, once the last finished step is saved;
+        it may break off `take_steps` and `evaluate` where these release it.
     """
-    first = done = int(state.step)
+    first = done = saved = int(state.step)
+    since_log, owes = left
     pending: Metrics | None = None
+    log = save = enough = False
     clock = _Clock()
-    with _progress_bar(plan, first) as bar:
-        while done < plan.steps:
-            count = min(at_once, _steps_to_next(done, plan))
-            state, metrics = take_steps(done, count, state)
-            done += count
-            if done == first + count:
-                clock.start()  # The first call compiles: its time says nothing about the rest.
-            # Metrics are read one call late, when the device has its next step already.
-            if pending is not None:
-                since_log = _count(pending, since_log, clock, bar)
-            pending = metrics
-            due = _due(done, plan)
-            if not any(due):
-                continue
-            since_log, pending = _count(pending, since_log, clock, bar), None
-            log, evaluate, save = due
-            if log:
-                events.log(done, since_log, clock.images_per_second())
-                since_log = Metrics()
-                clock.start()
-            with clock.stopped():
-                enough = evaluate and events.evaluate(done, state)
-                if enough and not log:
+    with _progress_bar(plan, first) as bar, interrupts.held():
+        try:
+            while True:
+                if log:
                     events.log(done, since_log, clock.images_per_second())
                     since_log = Metrics()
-                if save or enough:
-                    events.save(done, state, since_log)
-            if enough:
-                break
-    return state
+                    clock.start()
+                with clock.stopped():
+                    if owes:
+                        enough = events.evaluate(done, state)
+                        owes = False
+                    if enough and any(since_log):
+                        events.log(done, since_log, clock.images_per_second())
+                        since_log = Metrics()
+                    if (save or enough) and saved < done:
+                        events.save(done, state, Left(since_log))
+                        saved = done
+                if enough or done >= plan.steps:
+                    return state
+                interrupts.check()
+                count = min(at_once, _steps_to_next(done, plan))
+                state, metrics = take_steps(done, count, state)
+                done += count
+                if done == first + count:
+                    clock.start()  # The first call compiles: its time says nothing about the rest.
+                before, pending = pending, metrics
+                log, owes, save = _due(done, plan)
+                # Metrics are read one call late, when the device has its next step already.
+                skipped = since_log.skipped
+                if before is not None:
+                    since_log = _count(before, since_log, clock, bar)
+                if log or owes or save:
+                    since_log, pending = _count(metrics, since_log, clock, bar), None
+                if since_log.skipped > skipped:
+                    events.skipped(done, state)
+        except Interrupted:
+            if pending is not None:
+                since_log = _count(pending, since_log, clock, bar)
+            if saved < done:
+                events.save(done, state, Left(since_log, owes))
+            raise
 
 
 def _steps_to_next(done: int, plan: Plan) -> int:
