@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from convjax import runlog
 from convjax.assemble import Assembled
-from convjax.config import UserError, digest, to_dict
+from convjax.config import UserError, differences, digest, read_json, to_dict
+from convjax.keeper import Kept
 from convjax.runlog import RunLog
 
 
 def begin(
-    log: RunLog,
-    experiment: Assembled,
-    pixels: tuple[np.ndarray, np.ndarray],
-    first: int,
-    owes: bool,
+    log: RunLog, experiment: Assembled, pixels: tuple[np.ndarray, np.ndarray], kept: Kept
 ) -> None:
-    """Cuts the metrics back to the step `first`, and notes what the run goes on, or begins, with.
+    """Cuts the metrics back to what was kept, and notes what the run goes on, or begins, with.
 
     pixels: mean and standard deviation of the channels of train.
-    owes: whether the evaluations of that step are to come once more.
 
     Raises:
         UserError: if the images are not those that the run began with. Nothing is changed then.
     """
+    config, first = experiment.config, kept.step
     splits = {"train": experiment.train, **experiment.judged}
     images = {name: split.size for name, split in splits.items()}
-    before, own = log.record(), digest(experiment.config)
-    configs = before.get("configs", [])
-    if first and own in configs:
+    before, own = log.record(), digest(config)
+    overridden = bool(differences(read_json(log.config_file), config))
+    if first and not overridden:
         _check_same(log, before, images, pixels)
-    log.cut(first, owes=owes)
-    if own not in configs:
-        log.create(to_dict(experiment.config))
-        configs = [*configs, own]
+    # First of all: nothing that follows may leave the folder as that of a finished run.
+    log.reopen()
+    log.cut(first, owes=kept.left.owes)
+    if log.lines < kept.lines:
+        lost = f"{log.metrics_file} has {log.lines} lines up to step {first}, and had {kept.lines}"
+        print(f"warning: {lost}: some are lost, and do not come once more", file=sys.stderr)
+    configs = before.get("configs", [])
+    log.note(configs=[*configs, *[own] * (own not in configs)])
+    if overridden:
+        log.create(to_dict(config))
     mean, std = pixels
     log.note(
         **runlog.environment(),
-        status="running",
-        configs=configs,
         start=before.get("start", runlog.now()),
         resumed=[*before.get("resumed", ()), *([first] if first else ())],
-        end=None,
-        error=None,
         pixels={"mean": mean.tolist(), "std": std.tolist()},
         classes=experiment.train.classes,
         images=images,
@@ -59,14 +59,14 @@ def _check_same(
     images: dict[str, int],
     pixels: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    had, then = before["images"], before["pixels"]
+    had, then = before.get("images", images), before.get("pixels")
     changed = [
         f"{name} had {had[name]} images and has {count}"
         for name, count in images.items()
-        if had[name] != count
+        if had.get(name, count) != count
     ]
     # Other machines may round sums otherwise.
-    if not np.allclose([then["mean"], then["std"]], pixels, rtol=1e-4, atol=1e-6):
+    if then and not np.allclose([then["mean"], then["std"]], pixels, rtol=1e-4, atol=1e-6):
         changed.append("the mean and deviation of the pixels of train are others")
     if changed:
         raise UserError(

@@ -2,7 +2,7 @@
 
     with Keeper(log, config, plan.steps) as keeper:
         state, kept = keeper.begin(mapper.spec(state), lambda: mapper.place(state))
-        keeper.save(number, state, kept)
+        keeper.save(state, kept)
 
 A best model stays until the checkpoint that knows of a better one is on the disk: a run that is
 killed goes on from the one before, with the best of then.
@@ -31,14 +31,18 @@ if TYPE_CHECKING:
 class Kept(NamedTuple):
     """What a run goes on from, beside its state.
 
+    step: how many were taken.
     seconds: for how long it had trained.
     left: what was left undone.
     best: the best evaluation until then.
+    lines: of the metrics until then.
     """
 
+    step: int = 0
     seconds: float = 0.0
     left: Left = Left()
     best: Best = Best()
+    lines: int = 0
 
 
 class Keeper:
@@ -53,6 +57,7 @@ class Keeper:
     def __init__(self, log: RunLog, config: Experiment, steps: int):
         self._log, self._config, self._steps = log, config, steps
         self._digest, self._best_saved = digest(config), -1
+        self._saved, self._noted = False, bool(log.record().get("saved"))
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Keeper:
@@ -80,9 +85,14 @@ class Keeper:
         spec: shapes and shardings of the state.
 
         Raises:
-            UserError: if there is one that the config cannot go on from.
+            UserError: if there is one that the config cannot go on from, or none is left.
         """
         step = self._checkpoints.newest()
+        if step is None and self._noted:
+            raise UserError(
+                f"no good checkpoint is left in {self._log.checkpoints} of a run that had saved "
+                f"some: bring one back, or move {self._log.folder} away to begin anew"
+            )
         if step is None:
             self._forget(lambda _: True)
             return fresh(), Kept()
@@ -103,10 +113,12 @@ class Keeper:
         self._best_saved = best.step
         # They come once more.
         self._forget(lambda each: each > step or (left.owes and each == step))
-        return state, Kept(extra["seconds"], left, best)
+        return state, Kept(step, extra["seconds"], left, best, extra["lines"])
 
-    def save(self, number: int, state: TrainState, kept: Kept) -> None:
+    def save(self, state: TrainState, kept: Kept) -> None:
         """Saves a checkpoint, once all that is known of its steps is on the disk."""
+        if kept.left.owes:  # What an evaluation told before it was broken off comes once more.
+            self._log.cut(kept.step, owes=True)
         self._log.sync()
         self.wait()
         extra = {
@@ -114,9 +126,10 @@ class Keeper:
             "since_log": list(kept.left.since_log),
             "owes": kept.left.owes,
             "best": list(kept.best),
+            "lines": self._log.lines,
         }
-        self._checkpoints.save(number, state, extra)
-        self._best_saved = kept.best.step
+        self._checkpoints.save(kept.step, state, extra)
+        self._best_saved, self._saved = kept.best.step, True
 
     def check(self) -> None:
         """Raises the error of a save that has failed meanwhile."""
@@ -125,11 +138,14 @@ class Keeper:
     def wait(self) -> None:
         """Waits until what was saved is on the disk, after which only its best model stays."""
         self._checkpoints.wait()
+        if self._saved and not self._noted:
+            self._log.note(saved=True)
+            self._noted = True
         self._forget(lambda step: step < self._best_saved)
 
     def last_good(self) -> str:
         """Where the run would go on, as text."""
-        self._checkpoints.wait()
+        self.wait()
         steps = self._checkpoints.steps()
         if not steps:
             return f"nothing was saved yet in {self._log.folder}"

@@ -164,7 +164,8 @@ def _finished(log: RunLog, config: Experiment, override: bool) -> bool:
             f"{log.folder} is a run of another config ({listed}): give another --workdir, or the "
             "config that it has, or --override to go on from its last checkpoint with the new one"
         )
-    return not differing and log.record().get("status") == "finished"
+    record = log.record()
+    return not differing and record.get("status") == "finished" and "final" in record
 
 
 @contextlib.contextmanager

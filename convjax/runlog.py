@@ -46,6 +46,7 @@ class RunLog:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.folder / "best"
+        self.lines = 0  # of the metrics, since `cut` has counted them
 
     def exists(self) -> bool:
         """Whether the folder holds a run."""
@@ -80,8 +81,19 @@ class RunLog:
         with _writing(self.run_file):
             write_json(self.run_file, self.record() | values)
 
+    def reopen(self) -> None:
+        """Takes back that the run has ended, and the results that it ended with."""
+        left = {"end": None, "error": None, "status": "running"}
+        results = ("final", "digest", "skipped")
+        record = {
+            name: value for name, value in self.record().items() if not name.startswith(results)
+        }
+        with _writing(self.run_file):
+            write_json(self.run_file, record | left)
+
     def log(self, line: Mapping[str, Any]) -> None:
         """Adds one line to the metrics; RunError if it cannot be written as a whole."""
+        self.lines += 1
         text = json.dumps(_valid(line), allow_nan=False) + "\n"
         with _writing(self.metrics_file), open(self.metrics_file, "ab", buffering=0) as file:
             if file.write(text.encode()) < len(text):
@@ -102,15 +114,20 @@ class RunLog:
         """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_bytes().split(b"\n")
+        with _writing(self.metrics_file):
+            content = self.metrics_file.read_bytes()
+        lines = content.split(b"\n")
         # The last line has no end: it is empty, or was being written when the run was killed.
         found = []
         for number, line in enumerate(lines[:-1], 1):
             try:
-                found.append(json.loads(line))
-            except ValueError as error:
+                value = json.loads(line)
+                _ = value["step"] + 0
+                found.append(value)
+            except (ValueError, KeyError, TypeError) as error:
                 raise RunError(
-                    f"{self.metrics_file}, line {number} is not JSON: {error}"
+                    f"{self.metrics_file}, line {number} is no line of metrics "
+                    f"({type(error).__name__}: {error}): mend it, or take it out"
                 ) from error
         return found
 
@@ -121,11 +138,13 @@ class RunLog:
         """
 
         def stays(line: dict[str, Any]) -> bool:
-            again = owes and line["step"] == step and line["split"] != "train"
+            again = owes and line["step"] == step and line.get("split") != "train"
             return line["step"] <= step and not line.get("final") and not again
 
+        self.lines = 0
         if self.metrics_file.exists():
             kept = [line for line in self.metrics() if stays(line)]
+            self.lines = len(kept)
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             with _writing(self.metrics_file):
                 durable.replace(self.metrics_file, text.encode())
@@ -138,6 +157,9 @@ class Followed(RunLog):
         """Nothing."""
 
     def note(self, **values: Any) -> None:
+        """Nothing."""
+
+    def reopen(self) -> None:
         """Nothing."""
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -244,9 +266,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}") from error
+        raise RunError(f"{path} is not JSON ({error}): mend it, or move it away") from error
     if not isinstance(values, dict):
-        raise RunError(f"{path} holds {type(values).__name__}, expected an object of JSON")
+        kind = type(values).__name__
+        raise RunError(f"{path} holds {kind}, expected an object of JSON: mend it, or move it away")
     return values
 
 

@@ -99,7 +99,7 @@ class Session:
             # As though this sitting had begun that much earlier.
             self.start -= kept.seconds
             self.judge.best = kept.best
-            self._begin(int(state.step), kept.left)
+            self._begin(kept)
             if not self.judge.enough():
                 state = self._fit(state, kept.left)
             self.keeper.wait()
@@ -145,7 +145,7 @@ class Session:
 
     def on_save(self, number: int, state: TrainState, left: Left) -> None:
         """Saves a checkpoint."""
-        self.keeper.save(number, state, Kept(self.seconds(), left, self.judge.best))
+        self.keeper.save(state, Kept(number, self.seconds(), left, self.judge.best))
 
     def on_skipped(self, number: int, state: TrainState) -> None:
         """Ends a run of which too many steps in a row were skipped."""
@@ -175,13 +175,15 @@ class Session:
             text = f"{self.keeper.last_good()}; the same command goes on"
             raise Interrupted(error.number, text) from None
 
-    def _begin(self, first: int, left: Left) -> None:
-        """Tells and writes down what is about to be trained, from that step on."""
-        self.first = first
-        if first:
-            text = f"going on at step {first} of {self.plan.steps} in {self.log.folder}"
+    def _begin(self, kept: Kept) -> None:
+        """Tells and writes down what is about to be trained."""
+        self.first = kept.step
+        if kept.step:
+            text = f"going on at step {kept.step} of {self.plan.steps} in {self.log.folder}"
             print(text, file=self.out)
-        begin(self.log, self.experiment, self.pixels, first, left.owes)
+        distributed.lead(
+            lambda: begin(self.log, self.experiment, self.pixels, kept), "begin the run"
+        )
 
     def _fine_tuned(self, state: TrainState) -> TrainState:
         """The first state with the model of another run; its optimizer remembers nothing."""

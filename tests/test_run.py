@@ -348,6 +348,65 @@ def test_a_run_goes_on_with_another_config_when_it_is_told_to(tmp_path):
     assert json.loads(log.config_file.read_text())["epochs"] == 3
 
 
+def test_a_run_may_be_told_another_config_and_the_first_one_again(tmp_path):
+    """At each end the folder holds the config that it was trained by last, and its results."""
+    configs = [experiment(), experiment(epochs=3), experiment(), experiment(epochs=3)]
+    log = RunLog(tmp_path)
+    for config in configs[:2]:
+        run.train(config, tmp_path, override=True, out=io.StringIO())
+    with pytest.raises(UserError, match="has taken 24 steps, and the config ends after 16"):
+        run.train(configs[2], tmp_path, override=True, out=io.StringIO())
+    assert json.loads(log.config_file.read_text()) == to_dict(configs[1])
+    other = experiment(epochs=3)
+    other.optimizer.weight_decay = 0.02
+    for config in (other, configs[1], other):
+        shutil.rmtree(log.checkpoints / "24")
+        run.train(config, tmp_path, override=True, out=io.StringIO())
+        assert json.loads(log.config_file.read_text()) == to_dict(config)
+        assert log.record()["status"] == "finished"
+    assert len(log.record()["configs"]) == 3
+
+
+def test_a_finished_run_that_is_to_go_on_is_not_finished_before_it_is(tmp_path, monkeypatch):
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    log = RunLog(tmp_path)
+    for name in ("create", "cut"):
+        with monkeypatch.context() as broken:
+            broken.setattr(RunLog, name, lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run.train(experiment(epochs=3), tmp_path, override=True, out=io.StringIO())
+        assert log.record()["status"] == "failed"
+        assert not [key for key in log.record() if key.startswith("final")]
+
+
+@pytest.mark.parametrize("loss", ["damaged", "missing"])
+def test_a_run_of_which_no_good_checkpoint_is_left_does_not_begin_anew(tmp_path, loss):
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    log = RunLog(tmp_path)
+    log.note(status="running")
+    lines = log.metrics_file.read_bytes()
+    if loss == "missing":
+        shutil.rmtree(log.checkpoints)
+    else:
+        for step in log.checkpoints.iterdir():
+            (step / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no good checkpoint is left in .* move .* away to begin"):
+        run.train(experiment(), tmp_path, out=io.StringIO())
+    assert log.metrics_file.read_bytes() == lines
+
+
+def test_metrics_that_were_lost_are_told(finished, tmp_path, capsys):
+    shutil.copytree(finished[0].folder, tmp_path, dirs_exist_ok=True)
+    log = RunLog(tmp_path)
+    log.note(status="running")
+    lines = log.metrics_file.read_bytes().splitlines(keepends=True)
+    log.metrics_file.write_bytes(b"".join(lines[:2]))
+    run.train(experiment(), tmp_path, out=io.StringIO())
+    assert (
+        f"has 2 lines up to step 16, and had {len(lines)}: some are lost" in capsys.readouterr().err
+    )
+
+
 def test_a_run_that_another_process_works_on_is_left_alone(finished, tmp_path):
     shutil.copytree(finished[0].folder, tmp_path, dirs_exist_ok=True)
     RunLog(tmp_path).note(status="running")
@@ -605,7 +664,9 @@ def test_a_killed_process_costs_nothing_but_the_steps_since_its_last_save(tmp_pa
 
     def command(folder):
         return start(
-            "experiments.train", f"--config={page}", f"--workdir={tmp_path / folder}", **programs
+            *("experiments.train", f"--config={page}", "--trust"),
+            f"--workdir={tmp_path / folder}",
+            **programs,
         )
 
     killed = command("killed")
