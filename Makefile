@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: train test lint format clean bench bench-quick bench-ops bench-accuracy bench-gpu
+.PHONY: train test faults lint format clean bench bench-quick bench-ops bench-accuracy bench-gpu
 
 train: $(VENV)/.installed
 	$(RUN) -m experiments.train
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+# Kills, fills and corrupts, as often as docs/reliability.md says: about an hour, with strace.
+faults: $(VENV)/.installed-test
+	$(RUN) -m pytest tests/faults --faults=full
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format --check .

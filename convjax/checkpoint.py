@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -34,6 +33,7 @@ from jax.experimental import multihost_utils
 from convjax import distributed, durable, manifest, tree
 from convjax.config import UserError
 from convjax.manifest import Damaged, Manifest
+from convjax.stored import check_like, how_to_restore, on_host, shapes, with_key, without_key
 
 
 class CheckpointError(UserError):
@@ -134,17 +134,19 @@ class Checkpoints:
                 f"checkpoint {step} was not saved: {self.folder} has step {newest} already; "
                 "give a later step or another folder"
             )
-        leaves = tree.leaves(jax.tree.map(_without_key, state))
-        copied = {path: _on_host(leaf) for path, leaf in leaves.items()}
+        leaves = tree.leaves(jax.tree.map(without_key, state))
+        copied = {path: on_host(leaf) for path, leaf in leaves.items()}
         if self._saver is None:
             self._save(step, copied, extra or {})
         else:
             self._saving = self._saver.submit(self._save, step, copied, extra or {})
 
-    def check(self) -> None:
-        """Raises the CheckpointError of a save that has failed meanwhile."""
-        if self._saving is not None and self._saving.done():
-            self.wait()
+    def check(self) -> bool:
+        """Whether no save is under way; raises the CheckpointError of one that has failed."""
+        if self._saving is not None and not self._saving.done():
+            return False
+        self.wait()
+        return True
 
     def wait(self) -> None:
         """Waits until the last save is on the disk; CheckpointError if it has failed."""
@@ -169,20 +171,22 @@ class Checkpoints:
                 path, shape and dtype that differs.
         """
         step, known = self._known(step)
-        wanted = jax.tree.map(_without_key, like)
-        saved = _shapes(known)
+        wanted = jax.tree.map(without_key, like)
+        saved = shapes(known)
         try:
             tree.merge(wanted, saved, drop=drop)
         except ValueError as error:
+            _, *differences = str(error).splitlines()
             raise CheckpointError(
-                f"checkpoint {step} in {self.folder} is not of this network and optimizer; "
-                f"'tree' is what was asked for, 'given' is the checkpoint: {error}"
+                f"checkpoint {step} in {self.folder} is of another network or optimizer; 'tree' is "
+                "what was asked for, 'given' is the checkpoint:\n" + "\n".join(differences) + "\n"
+                "give the config that it is of, or another folder"
             ) from error
-        how = {path: _how(leaf) for path, leaf in tree.leaves(wanted).items()}
+        how = {path: how_to_restore(leaf) for path, leaf in tree.leaves(wanted).items()}
         found = self._read(step, how, saved) if how else {}
         leaves = [found[path] for path in how]
         plain = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-        return jax.tree.map(_with_key, like, plain), known.extra
+        return jax.tree.map(with_key, like, plain), known.extra
 
     def manifest(self, step: int | None = None) -> Manifest:
         """What is known of a checkpoint, by default of the newest; CheckpointError as `restore`."""
@@ -195,7 +199,7 @@ class Checkpoints:
             CheckpointError: if there is none, or it cannot be read.
         """
         step, known = self._known(None)
-        saved = _shapes(known)
+        saved = shapes(known)
         wanted = {path: leaf for path, leaf in saved.items() if tree.matches(path, patterns)}
         others = [path for path in saved if path not in wanted]
         return self.restore(wanted, step, drop=others)[0]
@@ -291,6 +295,7 @@ class Checkpoints:
             self._orbax.save(unfinished / "state", args=ocp.args.PyTreeSave(dict(leaves)))
             finish = functools.partial(self._finish, step, unfinished, leaves, extra)
             distributed.lead(finish, f"save {path}")
+            distributed.lead(self._remove_old, f"remove what is older than {path}")
         except Exception as error:  # Orbax and TensorStore raise many kinds where a disk fails.
             shutil.rmtree(unfinished, ignore_errors=True)  # For the room that it takes.
             if isinstance(error, UserError):
@@ -313,16 +318,30 @@ class Checkpoints:
         manifest.write(unfinished, step=step, leaves=leaves, extra=extra, config=self.config)
         os.rename(unfinished, self.folder / str(step))
         durable.sync(self.folder)
+
+    def _remove_old(self) -> None:
         for old in self.steps()[: -self.keep] if self.keep else []:
             self._good.pop(old, None)
-            durable.remove_tree(self.folder / str(old))
+            path = self.folder / str(old)
+            try:
+                durable.remove_tree(path)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{path}, which is not needed any more, cannot be removed ({error.strerror}): "
+                    "mend that, and give the same command"
+                ) from error
 
     def _read(self, step: int, how: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
         chosen = {path: saved[path] for path in how}
         items = ocp.args.PyTreeRestore(item=chosen, restore_args=how, partial_restore=True)
         path = self.folder / str(step) / "state"
         try:
-            return self._orbax.restore(path, args=items)
+            # What Orbax would make of the files, before it takes memory for it, and what it made.
+            about = self._orbax.metadata(path).item_metadata.tree
+            check_like({name: about.get(name) for name in how}, saved)
+            found = self._orbax.restore(path, args=items)
+            check_like(found, saved)
+            return found
         except Exception as error:  # Likewise.
             raise CheckpointError(
                 f"checkpoint {step} in {self.folder} cannot be read ({_first_line(error)}), though "
@@ -341,48 +360,6 @@ class Checkpoints:
         here = -1 if found[-1] is None else found[-1]
         step = int(multihost_utils.broadcast_one_to_all(np.int32(here)))
         return None if step < 0 else step
-
-
-def _on_host(leaf: Any) -> Any:
-    """A copy of an array that no later step overwrites; of one of several processes, itself."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf
-    return np.array(leaf)
-
-
-def _shapes(known: Manifest) -> dict[str, Any]:
-    return {
-        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-        for path, (dtype, shape) in known.leaves.items()
-    }
-
-
-def _how(leaf: Any) -> ocp.RestoreArgs:
-    """How a leaf is to come back."""
-    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None:
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _without_key(leaf: Any) -> Any:
-    """A typed key, or its shape, as the numbers that it is made of; anything else as it is."""
-    if not _is_key(leaf):
-        return leaf
-    if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.random.key_data(leaf)
-    numbers = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=leaf.sharding)
-
-
-def _with_key(like: Any, leaf: Any) -> Any:
-    if not _is_key(like):
-        return leaf
-    impl = jax.random.key_impl(jnp.empty((), like.dtype))
-    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
 
 
 def _unwritable(path: Path, error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from convjax.config import Experiment, UserError, digest
-from convjax.runlog import RunLog
+from convjax.runlog import RunError, RunLog
 from convjax.training.choose import Best
 from convjax.training.fit import Left
 from convjax.training.metrics import Metrics
@@ -57,6 +57,8 @@ class Keeper:
     def __init__(self, log: RunLog, config: Experiment, steps: int):
         self._log, self._config, self._steps = log, config, steps
         self._digest, self._best_saved = digest(config), -1
+        # What evaluations are compared by; others cannot be compared with them.
+        self._best_of = [config.checkpoint.best, config.stop.metric, config.data.valid]
         self._saved, self._noted = False, bool(log.record().get("saved"))
         self._open = contextlib.ExitStack()
 
@@ -109,16 +111,26 @@ class Keeper:
             )
         state, extra = self._checkpoints.restore(spec, step)
         left = Left(Metrics(*extra["since_log"]), extra["owes"])
-        best = Best(*extra["best"])
-        self._best_saved = best.step
+        best = Best(*extra["best"]) if extra["best_of"] == self._best_of else Best()
         # They come once more.
         self._forget(lambda each: each > step or (left.owes and each == step))
+        if self._config.checkpoint.best and best.step >= 0 and self.best.newest() != best.step:
+            self._tell(
+                f"the best model, of step {best.step}, is lost: the best is that from now on"
+            )
+            best = Best()
+        self._best_saved = best.step
+        self._forget(lambda each: each != best.step)
         return state, Kept(step, extra["seconds"], left, best, extra["lines"])
 
     def save(self, state: TrainState, kept: Kept) -> None:
         """Saves a checkpoint, once all that is known of its steps is on the disk."""
-        if kept.left.owes:  # What an evaluation told before it was broken off comes once more.
-            self._log.cut(kept.step, owes=True)
+        if kept.left.owes:
+            # What an evaluation told before it was broken off comes once more.
+            with contextlib.suppress(
+                RunError
+            ):  # A line is damaged, which is told at the next start.
+                self._log.cut(kept.step, owes=True)
         self._log.sync()
         self.wait()
         extra = {
@@ -126,6 +138,7 @@ class Keeper:
             "since_log": list(kept.left.since_log),
             "owes": kept.left.owes,
             "best": list(kept.best),
+            "best_of": self._best_of,
             "lines": self._log.lines,
         }
         self._checkpoints.save(kept.step, state, extra)
@@ -133,14 +146,13 @@ class Keeper:
 
     def check(self) -> None:
         """Raises the error of a save that has failed meanwhile."""
-        self._checkpoints.check()
+        if self._checkpoints.check():
+            self._note_saved()
 
     def wait(self) -> None:
         """Waits until what was saved is on the disk, after which only its best model stays."""
         self._checkpoints.wait()
-        if self._saved and not self._noted:
-            self._log.note(saved=True)
-            self._noted = True
+        self._note_saved()
         self._forget(lambda step: step < self._best_saved)
 
     def last_good(self) -> str:
@@ -152,6 +164,12 @@ class Keeper:
         where = f"step {steps[-1]} of {self._steps} in {self._log.folder}"
         return f"the last good checkpoint is {where}"
 
+    def _note_saved(self) -> None:
+        """Writes down that there is a checkpoint, so that it is missed when there is none."""
+        if self._saved and not self._noted:
+            self._log.note(saved=True)
+            self._noted = True
+
     def _forget(self, which: Callable[[int], bool]) -> None:
         """Takes these best models away."""
         if self._config.checkpoint.best is None:
@@ -161,6 +179,6 @@ class Keeper:
                 self.best.delete(step)
 
     def _tell(self, text: str) -> None:
-        """Tells of a checkpoint that is damaged, and writes it down."""
+        """Tells of what was lost, and writes it down."""
         print(f"warning: {text}", file=sys.stderr)
         self._log.note(damaged=[*self._log.record().get("damaged", ()), text])

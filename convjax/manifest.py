@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes  # noqa: F401 - names bfloat16 and its like for NumPy
+import numpy as np
 
 from convjax import durable
 from convjax.runlog import versions
@@ -56,9 +59,8 @@ def write(
     leaves: arrays, or anything with dtype and shape, by path.
     """
     files = {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, _digest(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        name: ((folder / name).stat().st_size, _digest(folder / name))
+        for name in sorted(_names(folder))
     }
     content = {
         "format": _FORMAT,
@@ -86,36 +88,48 @@ def read(folder: Path) -> Manifest:
         content = page["content"]
         if _digest_of(content) != page["sha256"]:
             raise Damaged(f"{NAME} is not as it was written")
+        if content["format"] != _FORMAT:
+            raise Damaged(f"{NAME} has format {content['format']}, and {_FORMAT} is known here")
+        leaves = {
+            path: (np.dtype(dtype).name, tuple(map(operator.index, shape)))
+            for path, (dtype, shape) in content["leaves"].items()
+        }
+        files = {name: (size, digest) for name, (size, digest) in content["files"].items()}
+        extra, step = dict(content["extra"]), operator.index(content["step"])
+        return Manifest(step, leaves, files, extra, content["config"], content["made"])
     except (FileNotFoundError, NotADirectoryError):
         raise Damaged(f"it has no {NAME}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{NAME} is not as it was written ({error})") from None
-    if content["format"] != _FORMAT:
-        raise Damaged(f"{NAME} has format {content['format']}, which this convjax does not know")
-    leaves = {path: (dtype, tuple(shape)) for path, (dtype, shape) in content["leaves"].items()}
-    files = {path: (size, digest) for path, (size, digest) in content["files"].items()}
-    return Manifest(
-        *(content["step"], leaves, files, content["extra"], content["config"], content["made"])
-    )
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Reads every file of a checkpoint and compares it with the manifest.
 
     Raises:
-        Damaged: naming the first file that is missing or is not as it was written.
+        Damaged: naming the first file that is missing, was not written, or is not as it was.
         OSError: if one is there and cannot be read.
     """
+    # Before any is opened: a name may be that of a device, or lead out of the folder.
+    there = _names(folder) - {NAME}
+    for name in sorted(there ^ manifest.files.keys()):
+        raise Damaged(f"{name} {'was not saved with it' if name in there else 'is missing'}")
     for name, (size, digest) in manifest.files.items():
         path = folder / name
-        try:
-            found = path.stat().st_size
-            if found != size:
-                raise Damaged(f"{name} has {found} bytes, and had {size}")
-            if _digest(path) != digest:
-                raise Damaged(f"{name} is not as it was written: its SHA-256 is another")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise Damaged(f"{name} is missing") from None
+        found = path.stat().st_size
+        if found != size:
+            raise Damaged(f"{name} has {found} bytes, and had {size}")
+        if _digest(path) != digest:
+            raise Damaged(f"{name} is not as it was written: its SHA-256 is another")
+
+
+def _names(folder: Path) -> set[str]:
+    """The files below a folder, by their path in it; no links, devices or pipes."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
 
 
 def _digest(path: Path) -> str:

@@ -50,7 +50,9 @@ def owned(folder: str | os.PathLike[str]) -> Iterator[None]:
     with lock:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-        path.write_text(json.dumps(note))
+        # A full disk has no room for it: then others are not told who owns the folder.
+        with contextlib.suppress(OSError):
+            path.write_text(json.dumps(note))
         yield
 
 

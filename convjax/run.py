@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
+import numpy as np
 
 from convjax import distributed, interrupts, runlog, tree
 from convjax.assemble import assemble, describe, load, network, spec_of
@@ -81,7 +82,10 @@ def train(
         print(describe(experiment), file=told)
         return "dry run: nothing was trained, nothing was written"
     log = log or RunLog(_new_folder(config.name))
-    with interrupts.handled() as signals, _owned(log):
+    # Of several processes no one saves alone: `distributed.check` tells all of them of a signal.
+    alone = jax.process_count() == 1
+    handled = interrupts.handled() if alone else contextlib.nullcontext(interrupts.Interrupts())
+    with handled as signals, _owned(log):
         if _finished(log, config, override):  # By the process that owned it a moment ago.
             return _closing_of(log)
         _wait_for_all("the folder of the run was looked at")
@@ -120,7 +124,7 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
     except ValueError as error:
         raise UserError(f"the checkpoint in {log.folder} is of another network: {error}") from error
     pixels = log.record().get("pixels")
-    if pixels is None:
+    if not _is_normal(pixels, images.shape[-1]):
         raise UserError(f"{log.run_file} does not say how pixels were normalised: train it again")
     prepare = normalise(pixels["mean"], pixels["std"], config.precision)
     step = mapper.compile(make_eval_step(net, prepare=prepare, axis=mapper.axis))
@@ -135,6 +139,15 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
 def _wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
         distributed.barrier(name)
+
+
+def _is_normal(pixels: Any, channels: int) -> bool:
+    """Whether this is a mean and a deviation of each channel."""
+    try:
+        both = np.array([pixels["mean"], pixels["std"]], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return both.shape == (2, channels) and bool(np.isfinite(both).all() and (both[1] >= 0).all())
 
 
 def _closing_of(log: RunLog) -> str:
@@ -198,5 +211,7 @@ def _status_of(log: RunLog) -> Iterator[None]:
         known = isinstance(error, UserError | interrupts.Interrupted)
         text = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
         with contextlib.suppress(RunError):  # The disk may be full, which then is the error.
-            log.note(status=status, end=runlog.now(), error=text)
+            # A finished run that could not go on, by another config, is finished still.
+            if log.record().get("status") != "finished":
+                log.note(status=status, end=runlog.now(), error=text)
         raise

@@ -49,8 +49,9 @@ class RunLog:
         self.lines = 0  # of the metrics, since `cut` has counted them
 
     def exists(self) -> bool:
-        """Whether the folder holds a run."""
-        return self.config_file.is_file()
+        """Whether the folder holds a run; RunError if that cannot be looked at."""
+        with _writing(self.config_file):
+            return self.config_file.is_file()
 
     def is_free(self) -> bool:
         """Whether a new run may begin in the folder: it is not there, or holds nothing."""
@@ -84,7 +85,8 @@ class RunLog:
     def reopen(self) -> None:
         """Takes back that the run has ended, and the results that it ended with."""
         left = {"end": None, "error": None, "status": "running"}
-        results = ("final", "digest", "skipped")
+        # Of the data, too: they are compared with those that the config has, which may be another.
+        results = ("final", "digest", "skipped", "images", "pixels")
         record = {
             name: value for name, value in self.record().items() if not name.startswith(results)
         }

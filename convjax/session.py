@@ -95,7 +95,9 @@ class Session:
             self.keeper = rest.enter_context(Keeper(self.log, config, self.plan.steps))
             if config.checkpoint.best is not None:
                 self.judge.kept = self.keeper.best
-            state, kept = self.keeper.begin(self.mapper.spec(state), lambda: self._fresh(state))
+            with self.interrupts.held():  # Orbax's threads complain about what is broken off.
+                state, kept = self.keeper.begin(self.mapper.spec(state), lambda: self._fresh(state))
+            self.interrupts.check()
             # As though this sitting had begun that much earlier.
             self.start -= kept.seconds
             self.judge.best = kept.best
@@ -144,7 +146,9 @@ class Session:
         return self.judge.enough()
 
     def on_save(self, number: int, state: TrainState, left: Left) -> None:
-        """Saves a checkpoint."""
+        """Saves a checkpoint, but in a row of bad steps, whose parameters are those of before."""
+        if _watch_of(state).in_a_row and number < self.plan.steps:
+            return
         self.keeper.save(state, Kept(number, self.seconds(), left, self.judge.best))
 
     def on_skipped(self, number: int, state: TrainState) -> None:

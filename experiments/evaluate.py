@@ -13,6 +13,7 @@ from absl import flags
 
 from convjax.allocator import keep_freed_memory
 from convjax.flags import guard, leave, parse, run_folder
+from convjax.names import trust_only
 
 
 def main(argv: list[str]) -> None:
@@ -23,9 +24,13 @@ def main(argv: list[str]) -> None:
     split = flags.DEFINE_string("split", None, text, flag_values=options)
     text = "newest or average of the newest checkpoint, or best, as the run was configured"
     model = flags.DEFINE_string("model", "newest", text, flag_values=options)
+    text = "call functions of other packages that the run's config names"
+    trust = flags.DEFINE_bool("trust", False, text, flag_values=options)
     parse(options, argv, __doc__)
     folder = run_folder(workdir.value)
 
+    if not trust.value:
+        trust_only(())
     keep_freed_memory()
     # They import JAX: not before all that can be checked without it is right.
     from convjax import compiler, run

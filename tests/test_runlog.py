@@ -85,7 +85,7 @@ def test_a_line_that_was_cut_short_is_passed_over_and_cut(log, torn):
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(log):
     log.metrics_file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is no line of metrics .*: mend it"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is no line .*: mend it"):
         log.metrics()
 
 
