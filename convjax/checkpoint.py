@@ -337,8 +337,8 @@ class Checkpoints:
         path = self.folder / str(step) / "state"
         try:
             # What Orbax would make of the files, before it takes memory for it, and what it made.
-            about = self._orbax.metadata(path).item_metadata.tree
-            check_like({name: about.get(name) for name in how}, saved)
+            about: Any = self._orbax.metadata(path).item_metadata
+            check_like({name: about.tree.get(name) for name in how}, saved)
             found = self._orbax.restore(path, args=items)
             check_like(found, saved)
             return found

@@ -123,7 +123,7 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
         found = tree.merge({"params": params, "state": state}, saved_model(log.folder, model))
     except ValueError as error:
         raise UserError(f"the checkpoint in {log.folder} is of another network: {error}") from error
-    pixels = log.record().get("pixels")
+    pixels = log.record().get("pixels", {})
     if not _is_normal(pixels, images.shape[-1]):
         raise UserError(f"{log.run_file} does not say how pixels were normalised: train it again")
     prepare = normalise(pixels["mean"], pixels["std"], config.precision)

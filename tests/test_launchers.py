@@ -15,7 +15,7 @@ import convjax
 from convjax.config import Experiment, Model, UserError, flatten, to_dict, validate
 from convjax.flags import guard
 from convjax.pages import load
-from experiments import evaluate, export, train
+from experiments import evaluate, export, sweep, train
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -358,7 +358,7 @@ def test_every_page_states_its_command_hardware_time_and_accuracy():
 
 
 def test_launchers_are_short():
-    for launcher in (train, evaluate, export):
+    for launcher in (train, evaluate, export, sweep):
         assert len(Path(str(launcher.__file__)).read_text("utf-8").splitlines()) < 80
 
 
@@ -370,7 +370,7 @@ def shell(*words):
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("launcher", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("launcher", ["train", "evaluate", "export", "sweep"])
 def test_help_answers_with_status_0_and_without_jax(launcher):
     done = shell(f"experiments.{launcher}", "--help")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

@@ -1,0 +1,128 @@
+"""Sweeps by processes: trials give what they give alone, and what goes wrong is written down."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from convjax import run
+from convjax.config import Data, Experiment, Model, Optimizer, UserError, read_json
+from convjax.runlog import RunLog
+from convjax.sweep.launch import launch, plan
+from convjax.sweep.processes import shares
+from convjax.sweep.space import Sweep
+
+ROOT = Path(__file__).parent.parent
+RATES = ("optimizer.learning_rate=0.05,0.2",)
+
+
+def base():
+    return Experiment(
+        name="tiny",
+        batch_size=5,
+        epochs=1,
+        log_every_steps=2,
+        model=Model("sweep_models:tiny"),
+        data=Data("sweep_models:pictures"),
+        optimizer=Optimizer("sgd", 0.1, args={"momentum": 0.9}),
+    )
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch, tmp_path_factory):
+    """The workers are processes of their own."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.setenv("CONVJAX_CACHE", str(tmp_path_factory.getbasetemp() / "programs"))
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
+def table(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_trial_gives_what_it_gives_alone_and_none_is_run_twice(tmp_path):
+    sweep, out = Sweep(RATES, base(), seeds=2, sampler="grid"), io.StringIO()
+    line = launch(sweep, tmp_path / "sweep", workers=2, out=out)
+    rows = table(tmp_path / "sweep")
+    assert [(row["optimizer.learning_rate"], row["seed"], row["state"]) for row in rows] == [
+        *(("0.05", "0", "finished"), ("0.05", "1", "finished")),
+        *(("0.2", "0", "finished"), ("0.2", "1", "finished")),
+    ]
+    assert out.getvalue().count("\n") == 4
+    for row in rows:
+        log = RunLog(tmp_path / "sweep" / row["folder"])
+        config = read_json(log.config_file)
+        run.train(config, tmp_path / row["folder"], out=io.StringIO())
+        found, alone = (
+            RunLog(folder / row["folder"]).record()["final"]
+            for folder in (tmp_path / "sweep", tmp_path)
+        )
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert float(row["max test accuracy"]) == found["accuracy"] == alone["accuracy"]
+    means = [
+        sum(float(row["max test accuracy"]) for row in rows[first : first + 2]) / 2
+        for first in (0, 2)
+    ]
+    assert line.startswith(f"max test accuracy {max(means):.4f} ± ")
+    # The same again reads what is there; a larger space adds what is not.
+    before = {path: path.stat().st_mtime for path in (tmp_path / "sweep").rglob("run.json")}
+    again = launch(sweep, tmp_path / "sweep", out=out)
+    assert again.split(", ")[:2] == line.split(", ")[:2]
+    larger = Sweep(("optimizer.learning_rate=0.05,0.2,0.4",), base(), seeds=2, sampler="grid")
+    launch(larger, tmp_path / "sweep", workers=2, out=out)
+    after = {path: path.stat().st_mtime for path in (tmp_path / "sweep").rglob("run.json")}
+    assert len(after) == 6
+    assert {path: after[path] for path in before} == before
+
+
+def test_what_goes_wrong_is_written_down_with_its_cause_and_the_rest_goes_on(tmp_path):
+    ends = ("well", "segfault", "memory", "error", "nan", "hang")
+    sweep = Sweep((f"model.args.ends={','.join(ends)}",), base(), sampler="grid")
+    config = sweep.config
+    config.stop.bad_steps = 3
+    line = launch(sweep, tmp_path, workers=2, hang_after=12, out=io.StringIO())
+    rows = {row["model.args.ends"]: row for row in table(tmp_path)}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "well": "finished",
+        "segfault": "killed",
+        "memory": "out_of_memory",
+        "error": "failed",
+        "nan": "diverged",
+        "hang": "hung",
+    }
+    for name, cause in {
+        "segfault": "segmentation fault (SIGSEGV)",
+        "memory": "Unable to allocate",
+        "error": "a mistake of whoever wrote the network",
+        "nan": "diverged: 3 steps in a row were skipped",
+        "hang": "no line of metrics in ",
+    }.items():
+        assert cause in rows[name]["cause"]
+    assert "6 points x 1 seeds, 1 failed, 1 diverged, 1 out_of_memory, 1 hung, 1 killed" in line
+
+
+def test_the_first_that_fails_ends_a_sweep_that_is_to_fail_fast(tmp_path):
+    sweep = Sweep(("model.args.ends=error,hang",), base(), sampler="grid")
+    with pytest.raises(UserError, match=r"--fail_fast: [0-9a-f]{16} failed: .*a mistake.*log is"):
+        launch(sweep, tmp_path, fail_fast=True, out=io.StringIO())
+
+
+def test_workers_share_the_cores_and_the_gpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5, 6})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [share["cores"] for share in shares(2)] == ["3,5", "4,6"]
+    assert [share["cores"] for share in shares(6)] == ["3", "4", "5", "6", "3", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares(3)] == ["2", "7", "2"]
+
+
+def test_a_plan_says_what_would_be_run():
+    text = plan(Sweep(RATES, base(), seeds=3, sampler="grid"))
+    assert text.splitlines() == [
+        "2 points by grid, 3 seeds each: 6 trials, max test accuracy",
+        "  optimizer.learning_rate=0.05",
+        "  optimizer.learning_rate=0.2",
+    ]
