@@ -74,6 +74,11 @@ def trust_only(names: Iterable[str]) -> None:
     _only_known.set(frozenset(names))
 
 
+def trusted() -> frozenset[str] | None:
+    """The names that `trust_only` was told; None if it was not, and all are trusted."""
+    return _only_known.get()
+
+
 @contextlib.contextmanager
 def trust_as_before() -> Iterator[None]:
     """What `trust_only` has said within it is forgotten after it."""

@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     hang_after = flags.DEFINE_float("hang_after", 3600.0, text, flag_values=options)
     text = "end at the first trial that fails or diverges"
     fail_fast = flags.DEFINE_bool("fail_fast", False, text, flag_values=options)
+    text = "outcomes of trials that are run once more, such as failed,killed"
+    retry = flags.DEFINE_list("retry", [], text, flag_values=options)
     text = "print what would be run, and run nothing"
     dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
     config = parse_experiment(options, argv, __doc__)
@@ -46,12 +48,9 @@ def main(argv: list[str]) -> None:
 
     # They load NumPy and Optuna: not before all that can be checked without it is right.
     from convjax.sweep.launch import launch, plan
-    from convjax.sweep.sampler import check_name
     from convjax.sweep.space import Sweep
+    from convjax.sweep.trial import outcomes
 
-    check_name(sampler.value)
-    if trials.value is None and sampler.value != "grid":
-        raise UserError(f"--trials is missing: give a number of points for {sampler.value}")
     sweep = Sweep(
         vary.value,
         config,
@@ -64,8 +63,16 @@ def main(argv: list[str]) -> None:
         print(plan(sweep))
         return
     folder = workdir.value or f"sweeps/{config.name}"
-    how = {"workers": workers.value, "hang_after": hang_after.value, "fail_fast": fail_fast.value}
-    print(launch(sweep, folder, **how))
+    print(
+        launch(
+            sweep,
+            folder,
+            workers=workers.value,
+            hang_after=hang_after.value,
+            fail_fast=fail_fast.value,
+            retry=outcomes(retry.value),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ import pytest
 
 from convjax import run
 from convjax.config import Data, Experiment, Model, Optimizer, UserError, read_json
+from convjax.names import trust_as_before, trust_only
 from convjax.runlog import RunLog
 from convjax.sweep.launch import launch, plan
+from convjax.sweep.objective import parse
 from convjax.sweep.processes import shares
 from convjax.sweep.space import Sweep
+from convjax.sweep.table import best, by_point
+from convjax.sweep.trial import Outcome, Row, Trial
 
 ROOT = Path(__file__).parent.parent
 RATES = ("optimizer.learning_rate=0.05,0.2",)
@@ -108,6 +112,66 @@ def test_the_first_that_fails_ends_a_sweep_that_is_to_fail_fast(tmp_path):
     sweep = Sweep(("model.args.ends=error,hang",), base(), sampler="grid")
     with pytest.raises(UserError, match=r"--fail_fast: [0-9a-f]{16} failed: .*a mistake.*log is"):
         launch(sweep, tmp_path, fail_fast=True, out=io.StringIO())
+
+
+def test_a_point_of_which_a_seed_diverged_has_no_result():
+    def row(state, accuracy):
+        trial = Trial("0" * 64, {"epochs": 1.0}, 0, {}, 0)
+        return Row(trial, state, accuracy and {"final": {"accuracy": accuracy}}, [])
+
+    objective = parse("max test accuracy")
+    [found] = by_point([row("finished", 0.5), row("failed", None)], 2, objective)
+    assert str(found) == "0.5000 (1 of 2 seeds) at epochs=1.0"
+    [found] = by_point([row("finished", 0.9), row("diverged", None)], 2, objective)
+    assert found.value is None
+    assert best([found], objective) is None
+
+
+def test_workers_that_end_as_they_begin_end_the_sweep(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
+    sweep = Sweep(RATES, base(), sampler="grid")
+    with pytest.raises(UserError, match=r"3 workers in a row ended .*status 7"):
+        launch(sweep, tmp_path / "sweep", out=io.StringIO())
+
+
+def test_a_sweep_of_a_strangers_config_calls_no_function_of_others(tmp_path):
+    with trust_as_before():
+        trust_only(())
+        line = launch(Sweep(RATES, base(), sampler="grid"), tmp_path, out=io.StringIO())
+    assert line.startswith("max test accuracy of no trial, 2 points x 1 seeds, 2 failed")
+    for row in table(tmp_path):
+        assert "a function of another package" in row["cause"]
+        assert "--trust" in row["cause"]
+
+
+def test_what_has_failed_is_run_once_more_when_it_is_asked_for(tmp_path):
+    sweep = Sweep(("model.args.ends=error",), base(), sampler="grid")
+    for retry, attempts in (((), "1"), ((), "1"), ((Outcome.FAILED,), "2")):
+        launch(sweep, tmp_path, retry=retry, out=io.StringIO())
+        [row] = table(tmp_path)
+        assert (row["state"], row["attempts"]) == ("failed", attempts)
+    log = next((tmp_path / "logs").glob("*-2.txt")).read_text()
+    assert "Traceback" in log
+    (tmp_path / "results.csv").unlink()
+    launch(sweep, tmp_path, out=io.StringIO())
+    assert len(table(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (Sweep(RATES, trials=None), "--trials is missing: give a number of points for tpe"),
+        (Sweep(RATES, sampler="gird"), "--sampler=gird: did you mean 'grid'"),
+        (Sweep(RATES, sampler="grid", objective="max test los"), "did you mean 'loss'"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_told_before_a_folder_is_made(tmp_path, sweep, message):
+    with pytest.raises(UserError, match=message):
+        launch(sweep, tmp_path / "sweep")
+    with pytest.raises(UserError, match=message):
+        plan(sweep)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_workers_share_the_cores_and_the_gpus(monkeypatch):

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TextIO
 
 from convjax import interrupts
@@ -22,14 +22,14 @@ from convjax.sweep import objective as objectives
 from convjax.sweep import sampler as samplers
 from convjax.sweep.objective import Objective
 from convjax.sweep.processes import Workers
-from convjax.sweep.sampler import Sampler, Told, joined
+from convjax.sweep.sampler import Sampler, Told
 from convjax.sweep.space import Point, Space, Sweep, check, described, resolve, shown, space_of
 from convjax.sweep.store import Store
 from convjax.sweep.table import best, by_point, value_of, write_csv
-from convjax.sweep.trial import Row, Trial
+from convjax.sweep.trial import Outcome, Row, Trial
 
 _MOMENT = 0.2  # seconds between two looks at the record
-_TOLD = ("failed", "diverged", "out_of_memory", "hung", "killed")
+_BAD = ("failed", "diverged", "out_of_memory", "hung", "killed")
 
 
 def launch(
@@ -39,6 +39,7 @@ def launch(
     workers: int = 1,
     hang_after: float = 3600.0,
     fail_fast: bool = False,
+    retry: Collection[Outcome] = (),
     out: TextIO | None = None,
 ) -> str:
     """Runs all trials of a sweep in processes of this machine; returns the closing line.
@@ -46,7 +47,8 @@ def launch(
     folder: of the record and of all runs. Another sweep over it, of the same trials or more, takes
         what is there.
     hang_after: seconds without a new line of metrics after which a trial is taken to hang.
-    fail_fast: ends the sweep at the first trial that fails or diverges.
+    fail_fast: ends the sweep at the first trial that fails or diverges, of those run now.
+    retry: the outcomes of trials that are run once more.
     out: where results are told as they come, by default standard output.
 
     Raises:
@@ -55,20 +57,23 @@ def launch(
     """
     begun = time.monotonic()
     told = sys.stdout if out is None else out
-    run = _Run(sweep, Store(folder), told)
-    with interrupts.handled(), run.store, owned(run.store.folder):
-        number = run.begin()
-        # What was claimed by processes of an earlier launch, which are gone.
-        run.store.close_killed()
-        with Workers(run.store, number, workers, hang_after) as pool:
-            while not run.is_done(ahead=workers):
-                pool.look_after()
-                run.tell()
-                if fail_fast and (bad := run.first_bad()):
-                    raise UserError(f"--fail_fast: {bad}")
-                time.sleep(_MOMENT)
-        run.tell()
-        return f"{run.summary()}, {time.monotonic() - begun:.1f} s, {run.store.folder}"
+    parts = _parts(sweep)
+    with interrupts.handled(), Store(folder) as store, owned(store.folder):
+        run = _Run(sweep, parts, store, told)
+        # An earlier launch was killed with all of its workers, which is no fault of their trials.
+        store.close_killed(Outcome.INTERRUPTED)
+        store.retry(run.number, retry)
+        try:
+            with Workers(store, run.number, workers, hang_after) as pool:
+                while not run.is_done(ahead=workers):
+                    pool.look_after()
+                    run.tell()
+                    if fail_fast and (bad := run.first_bad()):
+                        raise UserError(f"--fail_fast: {bad}")
+                    time.sleep(_MOMENT)
+        finally:
+            run.end()
+        return f"{run.summary()}, {time.monotonic() - begun:.1f} s, {store.folder}"
 
 
 def plan(sweep: Sweep) -> str:
@@ -91,30 +96,25 @@ def plan(sweep: Sweep) -> str:
 class _Run:
     """A sweep while it runs."""
 
-    def __init__(self, sweep: Sweep, store: Store, out: TextIO):
+    def __init__(self, sweep: Sweep, parts: _Parts, store: Store, out: TextIO):
         self.sweep, self.store, self.out = sweep, store, out
-        self.space, self.objective, self.sampler = _parts(sweep)
-        self.ended: set[str] = set()
+        space, self.objective, self.sampler = parts
         self.all_asked = False
-
-    def begin(self) -> int:
-        """Notes the sweep in the record, and returns its number there."""
-        sweep = self.sweep
-        self.number = self.store.sweep(
+        self.number = store.sweep(
             {
                 "config": to_dict(sweep.config),
-                "space": described(self.space),
+                "space": described(space),
                 "sampler": sweep.sampler,
                 "seeds": sweep.seeds,
                 "objective": str(self.objective),
             }
         )
         self.rows = self.store.rows(self.number)
-        self.ended = {row.trial.digest for row in self.rows if _is_over(row)}
+        self.before = {row.trial.digest for row in self.rows if _is_over(row)}
+        self.ended = set(self.before)
         if self.ended:
             text = f"going on with {len(self.ended)} of {len(self.rows)} trials done"
             print(f"{text} in {self.store.folder}", file=self.out, flush=True)
-        return self.number
 
     def is_done(self, ahead: int) -> bool:
         """Asks for points until enough trials wait; whether there is nothing left to do."""
@@ -129,11 +129,7 @@ class _Run:
     def _ask(self) -> None:
         """Adds the trials of one more point."""
         seeds = self.sweep.seeds
-        results = by_point(self.rows, seeds, self.objective)
-        told = [
-            joined(each.point, [(value_of(row, self.objective), row.state) for row in each.rows])
-            for each in results
-        ]
+        told = [each.told for each in by_point(self.rows, seeds, self.objective)]
         number = len(told)
         enough = self.sweep.trials is not None and number >= self.sweep.trials
         point = None if enough else self.sampler.ask(number, told)
@@ -164,9 +160,16 @@ class _Run:
         if over:
             write_csv(self.store, self.rows, self.objective)
 
+    def end(self) -> None:
+        """Tells and writes how it stands, once no worker is left."""
+        self.rows = self.store.rows(self.number)
+        self.tell()
+        write_csv(self.store, self.rows, self.objective)
+
     def first_bad(self) -> str | None:
-        """The first trial that failed, with its cause; None if there is none."""
-        bad = next((row for row in self.rows if row.state in ("failed", "diverged")), None)
+        """The first trial that failed in this launch, with its cause; None if there is none."""
+        now = (row for row in self.rows if row.trial.digest not in self.before)
+        bad = next((row for row in now if row.state in ("failed", "diverged")), None)
         return bad and f"{bad.trial.name} {_what(bad, self.objective)}; its log is {_log(bad)}"
 
     def summary(self) -> str:
@@ -174,13 +177,19 @@ class _Run:
         results = by_point(self.rows, self.sweep.seeds, self.objective)
         found = best(results, self.objective)
         states = [row.state for row in self.rows]
-        bad = [f"{states.count(state)} {state}" for state in _TOLD if state in states]
+        bad = [f"{states.count(state)} {state}" for state in _BAD if state in states]
         count = f"{len(results)} points x {self.sweep.seeds} seeds"
         return ", ".join([f"{self.objective} {found or 'of no trial'}", count, *bad])
 
 
-def _parts(sweep: Sweep) -> tuple[Space, Objective, Sampler]:
+_Parts = tuple[Space, Objective, Sampler]
+
+
+def _parts(sweep: Sweep) -> _Parts:
     """Space, objective and sampler of a sweep, once they are known to be right."""
+    samplers.check_name(sweep.sampler)
+    if sweep.trials is None and sweep.sampler != "grid":
+        raise UserError(f"--trials is missing: give a number of points for {sweep.sampler}")
     space, objective = space_of(sweep.vary), objectives.parse(sweep.objective)
     objective.check(sweep.config)
     check(space, sweep.config, sweep.seeds)

@@ -7,6 +7,7 @@ with Workers(store, sweep, count=4) as workers:
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,10 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from convjax.config import UserError
+from convjax.names import trusted
 from convjax.sweep.store import Store
 from convjax.sweep.trial import Outcome, cause_of
 
-_PARTING = 60.0  # seconds in which a worker that is to end saves the trial that it is at
+_PARTING = 70.0  # seconds in which a worker that is to end does
+_STILLBORN = 3  # workers in a row that end before they take a trial
 
 
 class Workers:
@@ -33,6 +37,7 @@ class Workers:
         self._store, self._sweep, self._hang_after = store, sweep, hang_after
         self._shares = list(shares(count))
         self._running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+        self._stillborn = 0
 
     def __enter__(self) -> Self:
         return self
@@ -47,10 +52,16 @@ class Workers:
                 process.wait(max(end - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
-            self._store.lost(name, *cause_of(process.wait()))
+                process.wait()
+                self._store.lost(name, Outcome.INTERRUPTED, f"did not end in {_PARTING:.0f} s")
+            self._store.lost(name, *cause_of(process.returncode))
 
     def look_after(self) -> None:
-        """Starts what is missing, notes what died and why, and ends what hangs."""
+        """Starts what is missing, notes what died and why, and ends what hangs.
+
+        Raises:
+            UserError: if workers end as they begin.
+        """
         for place, share in enumerate(self._shares):
             name, process = self._running.get(place, ("", None))
             if process is not None and process.poll() is None:
@@ -58,13 +69,23 @@ class Workers:
             if process is not None:
                 assert process.stdin is not None
                 process.stdin.close()
-                self._store.lost(name, *cause_of(process.returncode))
+                lost = self._store.lost(name, *cause_of(process.returncode))
+                # One that ran out of memory has closed its trial, and ends with 0.
+                self._stillborn = self._stillborn + 1 if process.returncode and not lost else 0
+                if self._stillborn == _STILLBORN:
+                    raise UserError(
+                        f"{_STILLBORN} workers in a row ended before they took a trial, the last "
+                        f"with {cause_of(process.returncode)[1]}: what they told stands above"
+                    )
             self._running[place] = self._started(share)
+        self._store.close_killed(but=[name for name, _ in self._running.values()])
         self._end_hanging()
 
     def _started(self, share: dict[str, str]) -> tuple[str, subprocess.Popen[bytes]]:
         name = uuid.uuid4().hex
-        words = [str(self._store.folder), str(self._sweep), name, share["cores"]]
+        known = trusted()
+        names = json.dumps(None if known is None else sorted(known))
+        words = [str(self._store.folder), str(self._sweep), name, share["cores"], names]
         process = subprocess.Popen(
             [sys.executable, "-m", "convjax.sweep.worker", *words],
             stdin=subprocess.PIPE,

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from convjax.sweep.distributions import Distribution
 
 
+# States of points that are no good whatever else came of them.
+HOPELESS = ("diverged", "out_of_memory")
+
+
 class Told(NamedTuple):
     """A point that was asked for, and what came of it.
 
@@ -57,7 +61,7 @@ def joined(point: Mapping[str, Any], results: Sequence[tuple[float | None, str]]
     0.375
     """
     states = [state for _, state in results]
-    for state in ("waiting", "running", *_HOPELESS):
+    for state in ("waiting", "running", *HOPELESS):
         if state in states:
             return Told(point, None, "running" if state == "waiting" else state)
     for state in ("finished", "pruned"):
@@ -301,9 +305,7 @@ def _counted(told: Sequence[Told], greatest: bool) -> list[Told]:
     """What was told, with the worst value for points that cannot be trained."""
     values = [one.value for one in told if one.state == "finished" and one.value is not None]
     worst = (min if greatest else max)(values, default=None)
-    counted = [
-        Told(one.point, worst, "finished") if one.state in _HOPELESS else one for one in told
-    ]
+    counted = [Told(one.point, worst, "finished") if one.state in HOPELESS else one for one in told]
     # Before any has finished there is no worst.
     return [one for one in counted if one.state != "finished" or one.value is not None]
 
@@ -344,5 +346,4 @@ def _library(module: str, package: str) -> Any:
         raise UserError(f"a sweep needs {package}: pip install 'convjax[sweep]'") from error
 
 
-_HOPELESS = ("diverged", "out_of_memory")
 _ATTEMPTS = 10

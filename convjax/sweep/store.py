@@ -123,27 +123,42 @@ class Store:
 
     # Who works on what.
 
-    def claim(self, sweep: int, worker: str, among: Collection[str] | None = None) -> Claim | None:
+    def claim(
+        self,
+        sweep: int,
+        worker: str,
+        among: Collection[str] | None = None,
+        *,
+        closes: bool = True,
+    ) -> Claim | None:
         """The next trial of a sweep that waits and that nobody has; None if there is none now.
 
         There may be one later, while `counts` says that others are running.
 
         worker: a name that no other has, nor has had. among: digests, if only these will do.
+        closes: whether attempts of workers that are gone are closed for it; False where somebody
+            else does, who knows why they ended.
         """
         claim = self._claim(sweep, worker, among)
-        return self._claim(sweep, worker, among) if not claim and self.close_killed() else claim
+        again = not claim and closes and self.close_killed()
+        return self._claim(sweep, worker, among) if again else claim
 
-    def close_killed(self) -> int:
-        """Closes all attempts whose worker is gone, as killed; returns how many.
+    def close_killed(self, outcome: Outcome = Outcome.KILLED, *, but: Collection[str] = ()) -> int:
+        """Closes all attempts whose worker is gone; returns how many.
 
         Until somebody does, they count as running; `claim` does once nothing else waits.
+
+        but: names of workers whose attempts are left alone.
         """
         closed = 0
-        opened = self._read("SELECT id, trial, host, process FROM attempt WHERE outcome IS NULL")
+        opened = self._read(
+            "SELECT id, trial, host, process FROM attempt WHERE outcome IS NULL "
+            "AND worker NOT IN (SELECT value FROM json_each(?))",
+            json.dumps(list(but)),
+        )
         for attempt, digest, host, process in opened:
             with contextlib.suppress(Owned), self._lease(digest):
-                cause = f"process {process} on {host} is gone"
-                closed += self._close(attempt, Outcome.KILLED, cause)
+                closed += self._close(attempt, outcome, f"process {process} on {host} is gone")
         return closed
 
     def lost(self, worker: str, outcome: Outcome, cause: str) -> int:

@@ -1,4 +1,4 @@
-"""What people look at of a sweep: a line while it runs, a table by point, and `results.csv`."""
+"""What people look at of a sweep: what came of each point, and `results.csv`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from convjax import durable
 from convjax.sweep.objective import Objective, summary
+from convjax.sweep.sampler import HOPELESS, Told, joined
 from convjax.sweep.space import shown
 from convjax.sweep.store import Store
 from convjax.sweep.trial import Row
@@ -18,19 +19,26 @@ from convjax.sweep.trial import Row
 class Result(NamedTuple):
     """What came of a point, over its seeds.
 
-    value: (mean, half of its 95 % confidence interval or None), None if no seed has finished.
+    value: (mean, half of its 95 % confidence interval or None), None if no seed has finished, or
+        one of them diverged or took too much memory.
+    finished: how many seeds have.
+    told: the same for a sampler.
     """
 
     point: Mapping[str, Any]
     value: tuple[float, float | None] | None
+    finished: int
     rows: Sequence[Row]
+    told: Told
 
     def __str__(self) -> str:
         if self.value is None:
             return f"no result at {shown(self.point)}"
         mean, half = self.value
         spread = "" if half is None else f" ± {half:.4f}"
-        return f"{mean:.4f}{spread} at {shown(self.point)}"
+        missing = self.finished < len(self.rows)
+        of = f" ({self.finished} of {len(self.rows)} seeds)" if missing else ""
+        return f"{mean:.4f}{spread}{of} at {shown(self.point)}"
 
 
 def value_of(row: Row, objective: Objective) -> float | None:
@@ -45,9 +53,11 @@ def by_point(rows: Sequence[Row], seeds: int, objective: Objective) -> list[Resu
     found = []
     for _, group in itertools.groupby(rows, key=lambda row: row.trial.number // seeds):
         own = list(group)
-        values = [value_of(row, objective) for row in own if row.state == "finished"]
-        good = [value for value in values if value is not None]
-        found.append(Result(own[0].trial.point, summary(good) if good else None, own))
+        point, results = own[0].trial.point, [(value_of(row, objective), row.state) for row in own]
+        good = [value for value, state in results if state == "finished" and value is not None]
+        hopeless = any(state in HOPELESS for _, state in results)
+        value = summary(good) if good and not hopeless else None
+        found.append(Result(point, value, len(good), own, joined(point, results)))
     return found
 
 

@@ -7,13 +7,14 @@ cause_of(process.returncode)    # (Outcome.KILLED, "segmentation fault (SIGSEGV)
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convjax.config import UserError
 from convjax.interrupts import Interrupted
+from convjax.names import nearest
 
 
 class Trial(NamedTuple):
@@ -48,6 +49,15 @@ class Outcome(StrEnum):
     KILLED = "killed"
     PRUNED = "pruned"
     INTERRUPTED = "interrupted"
+
+
+def outcomes(words: Sequence[str]) -> list[Outcome]:
+    """The outcomes of these names; UserError, with the nearest right one, for what is none."""
+    names = [str(each) for each in Outcome if each != Outcome.FINISHED]
+    for word in words:
+        if word not in names:
+            raise UserError(f"--retry={','.join(words)}: {word!r}: {nearest(word, names)}")
+    return [Outcome(word) for word in words]
 
 
 class Attempt(NamedTuple):

@@ -1,37 +1,45 @@
 """A process that trains one trial of a sweep after another, until whoever started it is gone.
 
-    python -m convjax.sweep.worker FOLDER SWEEP NAME CORES      # CORES: such as 0,1
+    python -m convjax.sweep.worker FOLDER SWEEP NAME CORES TRUSTED
 
-It ends when its standard input does, with the trial that it is at saved.
+CORES are such as 0,1; TRUSTED is JSON, for `convjax.names.trust_only`. It ends when its standard
+input does, with the trial that it is at saved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from typing import Any
 
 from convjax.config import from_dict
 from convjax.flags import guard, leave
+from convjax.names import trust_only
 from convjax.sweep.store import Claim, Store
 from convjax.sweep.trial import Outcome, cause_of
 
+_PARTING = 60.0  # seconds in which the trial under way is saved
 _MOMENT = 0.1  # seconds after which a worker without a trial looks for one again
 
 
 def main(argv: list[str]) -> None:
     """Works for the sweep that `argv` names."""
-    _, folder, sweep, name, cores = argv
+    _, folder, sweep, name, cores, trusted = argv
+    if (names := json.loads(trusted)) is not None:
+        trust_only(names)
     if hasattr(os, "sched_setaffinity"):  # Before JAX counts them.
         os.sched_setaffinity(0, map(int, cores.split(",")))
     ended, working = threading.Event(), threading.Event()
     threading.Thread(target=_wait_for_end, args=(ended, working), daemon=True).start()
     with Store(folder) as store:
         while not ended.is_set():
-            claim = store.claim(int(sweep), name)
+            claim = store.claim(int(sweep), name, closes=False)
             if claim is None:
                 ended.wait(_MOMENT)
                 continue
@@ -43,14 +51,16 @@ def main(argv: list[str]) -> None:
 
 def _work(claim: Claim) -> bool:
     """Trains a trial, and has the claim note what comes of it; whether it ran out of memory."""
-    with open(claim.log, "w", buffering=1, encoding="utf-8") as log:
-        try:
-            with claim, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                claim.finish(_trained(claim))
-        except Exception as error:
-            outcome, cause = cause_of(error)
-            print(f"{outcome}: {cause}", file=log)
-            return outcome == Outcome.OUT_OF_MEMORY
+    try:
+        with claim, open(claim.log, "w", buffering=1, encoding="utf-8") as log:
+            try:
+                with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                    claim.finish(_trained(claim))
+            except BaseException:
+                traceback.print_exc(file=log)
+                raise
+    except Exception as error:
+        return cause_of(error)[0] == Outcome.OUT_OF_MEMORY
     return False
 
 
@@ -75,8 +85,10 @@ def _wait_for_end(ended: threading.Event, working: threading.Event) -> None:
         pass
     ended.set()
     working.wait()
-    # The trial under way is saved by this.
+    # The trial under way is saved by this; one that hangs in the depths of a library never is.
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PARTING)
+    os._exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":
