@@ -106,7 +106,7 @@ def test_correct_counts_what_numpy_counts():
 def test_metrics_add_up_and_their_mean_comes_last():
     parts = [Metrics(jnp.float32(3.0), jnp.int32(1), jnp.int32(2)), Metrics(1.0, 3, 6)]
     total = add(*map(to_host, parts))
-    assert total == (4.0, 4, 8)
+    assert total == (4.0, 4, 8, 0)
     assert means(total) == {"loss": 0.5, "accuracy": 0.5, "correct": 4, "count": 8}
     assert np.isnan(means(Metrics())["accuracy"])
 
