@@ -87,7 +87,7 @@ def test_what_goes_wrong_is_written_down_with_its_cause_and_the_rest_goes_on(tmp
     sweep = Sweep((f"model.args.ends={','.join(ends)}",), base(), sampler="grid")
     config = sweep.config
     config.stop.bad_steps = 3
-    line = launch(sweep, tmp_path, workers=2, hang_after=12, out=io.StringIO())
+    line = launch(sweep, tmp_path, workers=2, hang_after=25, out=io.StringIO())
     rows = {row["model.args.ends"]: row for row in table(tmp_path)}
     assert {name: row["state"] for name, row in rows.items()} == {
         "well": "finished",
