@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from png_files import png_of
 
 from convjax.data.decode import ImageError, decode
 from convjax.data.views import NUMBERS, centre_crop, random_resized_crop, whole
@@ -114,29 +115,9 @@ def test_transparent_pixels_are_an_error():
             read(content)
 
 
-def sixteen_bits_of_red_green_and_blue():
-    """A PNG by hand: Pillow reads such files, and writes none."""
-    import struct
-    import zlib
-
-    def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + bytes(12))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-
-
 def test_sixteen_bits_a_channel_are_an_error():
     grey = saved(Image.fromarray(np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000))
-    colours = sixteen_bits_of_red_green_and_blue()
+    colours = png_of(2, 1, depth=16, rows=b"\0" + bytes(12))
     assert Image.open(io.BytesIO(colours)).mode == "RGB"  # Pillow says nothing of the lower bytes.
     for content in grey, colours:
         with pytest.raises(

@@ -49,8 +49,9 @@ def test_a_folder_is_free_again_once_its_owner_was_killed(owner, tmp_path):
 
 def test_a_folder_may_be_owned_again_and_again(tmp_path):
     for _ in range(3):
+        (tmp_path / NAME).write_text("")
         with owned(tmp_path):
-            pass
+            assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
 
 
 def test_the_note_of_an_owner_that_has_ended_misleads_nobody(owner, tmp_path):

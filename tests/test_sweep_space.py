@@ -338,4 +338,5 @@ space.check(varied, Experiment())
 assert sampler.make("tpe", varied, 0).ask(0, [])
 assert not {"jax", "torch", "sqlalchemy"} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -122,7 +122,8 @@ def run_out_of_room(begun, disk, cache, pages):
 def test_a_run_on_a_full_disk_names_the_path_and_keeps_what_it_saved(
     begun, small_disk, cache, observed
 ):
-    run_out_of_room(begun, small_disk, cache, ROOM[5])
+    workdir = run_out_of_room(begun, small_disk, cache, ROOM[5])
+    assert newest_step(workdir) >= newest_step(begun)
     observed("a full file system", 1)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from mutations import mutated, mutated_json
 from PIL import Image
+from png_files import png_of
 from test_data_prepare import archive_of, served, server  # noqa: F401
 from test_data_tfds import write
 
@@ -252,7 +253,7 @@ def test_reading_data_opens_nothing_for_writing_no_socket_no_process_and_no_pick
 
 def hostile_members(folder):
     """Members of an archive that point elsewhere, each under a name that is asked for or not."""
-    for name in ("../canary", "/tmp/../canary", f"{folder}/../../canary", "..", f"{folder}/.."):
+    for name in ("../canary", "/etc/../canary", f"{folder}/../../canary", "..", f"{folder}/.."):
         yield name, tarfile.REGTYPE, ""
     for kind, target in (
         (tarfile.SYMTYPE, "/etc/passwd"),
@@ -413,8 +414,10 @@ def test_a_name_that_a_browser_would_obey_is_plain_text(tmp_path):
 @pytest.mark.parametrize("name", ["../train", "..", "a/../../b", "/etc", "train/../..", "\0"])
 def test_a_split_or_a_data_set_whose_name_is_a_path_is_refused(tmp_path, name):
     picture(tmp_path / "data/train/cat/a.png")
+    before = tree(tmp_path)
     for data_set, split in (("image_folder", name), (name, "train"), (f"tfds:{name}", "train")):
         refused(data_set, split, tmp_path / "data")
+    assert tree(tmp_path) == before
 
 
 # -- No more memory than there should be -----------------------------------------------------------
@@ -423,26 +426,6 @@ def test_a_split_or_a_data_set_whose_name_is_a_path_is_refused(tmp_path, name):
 def zeros_packed(count):
     """So many MiB of zeros by gzip, in members of 64 MiB."""
     return gzip.compress(bytes(1 << 26), 9) * (count // 64)
-
-
-def png_of(width, height, *, depth=8, colour=2, rows=b""):
-    """A PNG that claims a size, by hand."""
-
-    def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content))
-            + kind
-            + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def bombs(root):
