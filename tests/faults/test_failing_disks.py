@@ -123,7 +123,8 @@ def test_a_run_on_a_full_disk_names_the_path_and_keeps_what_it_saved(
     begun, small_disk, cache, observed
 ):
     workdir = run_out_of_room(begun, small_disk, cache, ROOM[5])
-    assert newest_step(workdir) >= newest_step(begun)
+    had, has = newest_step(begun), newest_step(workdir)
+    assert had is not None and has is not None and has >= had
     observed("a full file system", 1)
 
 
