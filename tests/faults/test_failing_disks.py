@@ -124,7 +124,9 @@ def test_a_run_on_a_full_disk_names_the_path_and_keeps_what_it_saved(
 ):
     workdir = run_out_of_room(begun, small_disk, cache, ROOM[5])
     had, has = newest_step(begun), newest_step(workdir)
-    assert had is not None and has is not None and has >= had
+    assert had is not None
+    assert has is not None
+    assert has >= had
     observed("a full file system", 1)
 
 
