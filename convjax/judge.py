@@ -88,6 +88,14 @@ class Judge:
         if "valid" in self.experiment.judged:
             self._compare(number, state)
 
+    def results(self, number: int) -> dict[str, dict[str, Any]]:
+        """The means of what was evaluated after that many steps, by name."""
+        return {
+            name: means(metrics)
+            for (step, name), metrics in self.evaluated.items()
+            if step == number
+        }
+
     def enough(self) -> bool:
         """Whether so many evaluations in a row were no better that training is to end."""
         patience = self.config.stop.patience

@@ -12,7 +12,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,12 +19,13 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from convjax import distributed, interrupts, runlog, tree
+from convjax import distributed, interrupts, tree
 from convjax.assemble import assemble, describe, load, network, spec_of
-from convjax.config import Experiment, UserError, differences, read_json, to_dict, validate
-from convjax.runlog import Followed, RunError, RunLog, closing_line
+from convjax.config import Experiment, UserError, read_json, validate
+from convjax.runlog import Followed, RunLog, closing_line
 from convjax.saved import saved_model
-from convjax.session import Diverged, Session
+from convjax.session import Session
+from convjax.sitting import Report, finished, opened
 from convjax.training import feed, parallel
 from convjax.training.evaluate import batch_size_for
 from convjax.training.evaluate import evaluate as evaluate_on
@@ -43,6 +43,7 @@ def train(
     override: bool = False,
     debug_nans: bool = False,
     out: TextIO | None = None,
+    report: Report | None = None,
 ) -> str:
     """Trains what the config says, evaluates on the test split and returns the closing line.
 
@@ -59,6 +60,8 @@ def train(
     debug_nans: ends at the first number that is not finite, and names the layer that it is from;
         every step is waited for.
     out: where evaluations are told, by default standard output.
+    report: is told of each evaluation, `(step, {"test": {"loss": ..., "accuracy": ...}, ...})`; it
+        may give a reason why the run is to end there, which then is Pruned.
 
     Raises:
         UserError: if the config cannot be run; if the folder holds something else than a run, or
@@ -75,7 +78,7 @@ def train(
     if workdir is None and jax.process_count() > 1 and not dry_run:
         raise UserError("give --workdir=DIR: several processes share one folder")
     log = None if workdir is None else (RunLog if leads else Followed)(workdir)
-    if log and not dry_run and _finished(log, config, override):
+    if log and not dry_run and finished(log, config, override):
         return _closing_of(log)
     experiment = assemble(config)
     if dry_run:
@@ -85,16 +88,12 @@ def train(
     # Of several processes no one saves alone: `distributed.check` tells all of them of a signal.
     alone = jax.process_count() == 1
     handled = interrupts.handled() if alone else contextlib.nullcontext(interrupts.Interrupts())
-    with handled as signals, _owned(log):
-        if _finished(log, config, override):  # By the process that owned it a moment ago.
-            return _closing_of(log)
-        _wait_for_all("the folder of the run was looked at")
-        if not log.exists():
-            log.create(to_dict(config))
-        with _status_of(log), open(os.devnull, "w") as nowhere:
-            out = told if leads else nowhere
-            Session(experiment, log, out, start, signals, debug_nans).run()
-        _wait_for_all("the run is finished")
+    with handled as signals, opened(log, config, override) as todo:
+        if todo:
+            with open(os.devnull, "w") as nowhere:
+                out = told if leads else nowhere
+                Session(experiment, log, out, start, signals, debug_nans, report).run()
+            distributed.barrier("the run is finished")
     return _closing_of(log)
 
 
@@ -136,11 +135,6 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
     return closing_line(name, means(metrics), time.perf_counter() - start, log.folder)
 
 
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        distributed.barrier(name)
-
-
 def _is_normal(pixels: Any, channels: int) -> bool:
     """Whether this is a mean and a deviation of each channel."""
     try:
@@ -157,38 +151,6 @@ def _closing_of(log: RunLog) -> str:
     return closing_line(final["split"], final, record["seconds"], log.folder)
 
 
-def _finished(log: RunLog, config: Experiment, override: bool) -> bool:
-    """Whether the folder holds a finished run of this config.
-
-    Raises:
-        UserError: if it holds something else than a run, or a run of another config that is not to
-            be overridden.
-    """
-    if not log.exists():
-        if not log.is_free():
-            raise UserError(f"{log.folder} is not a run and not empty: give another --workdir")
-        return False
-    differing = differences(read_json(log.config_file), config)
-    if differing and not override:
-        listed = ", ".join(
-            f"{path} was {old!r}, now {new!r}" for path, (old, new) in differing.items()
-        )
-        raise UserError(
-            f"{log.folder} is a run of another config ({listed}): give another --workdir, or the "
-            "config that it has, or --override to go on from its last checkpoint with the new one"
-        )
-    record = log.record()
-    return not differing and record.get("status") == "finished" and "final" in record
-
-
-@contextlib.contextmanager
-def _owned(log: RunLog) -> Iterator[None]:
-    """Keeps all other processes out of the folder of the run, but those that train together."""
-    with contextlib.ExitStack() as held:
-        distributed.lead(lambda: held.enter_context(log.owned()), f"own {log.folder}")
-        yield
-
-
 def _new_folder(name: str) -> Path:
     """A new folder of its own below `runs`, named by the time in UTC."""
     stem = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -198,20 +160,3 @@ def _new_folder(name: str) -> Path:
             folder.mkdir(parents=True)
             return folder
     raise UserError(f"runs holds 999 folders named {stem}: give --workdir")
-
-
-@contextlib.contextmanager
-def _status_of(log: RunLog) -> Iterator[None]:
-    """Writes down that a run was interrupted or failed, and why, before the error goes on."""
-    try:
-        yield
-    except (KeyboardInterrupt, Exception) as error:
-        kinds = {KeyboardInterrupt: "interrupted", Diverged: "diverged", Exception: "failed"}
-        status = next(name for kind, name in kinds.items() if isinstance(error, kind))
-        known = isinstance(error, UserError | interrupts.Interrupted)
-        text = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
-        with contextlib.suppress(RunError):  # The disk may be full, which then is the error.
-            # A finished run that could not go on, by another config, is finished still.
-            if log.record().get("status") != "finished":
-                log.note(status=status, end=runlog.now(), error=text)
-        raise

@@ -1,6 +1,11 @@
 """Every test runs strictly: no silent promotion, warnings as errors, eight CPU devices."""
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a shell; the processes that tests start are to hear of a Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

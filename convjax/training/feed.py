@@ -131,6 +131,17 @@ def training(split: Split, order: Order, mapper: Mapper, at_once: int = 1) -> Fe
     return _gathered(split, split.source, order, mapper)
 
 
+def gathered(data: Images, numbers: np.ndarray) -> Batch:
+    """The images of these numbers `[..., batch]`, on the host."""
+    return Batch(data.images[numbers], data.labels[numbers], numbers=numbers)
+
+
+def taken(data: Images, numbers: Array) -> Batch:
+    """The images of these numbers `[batch]`, inside a compiled program."""
+    images, labels = (jnp.take(each, numbers, axis=0, mode="clip") for each in data)
+    return Batch(images, labels, numbers=numbers)
+
+
 def evaluation(split: Split, batch_size: int, mapper: Mapper) -> Iterator[Batch]:
     """Every image of the split once, on the devices, in batches of one size with a mask."""
     rows = _rows(batch_size, mapper)
@@ -165,9 +176,7 @@ def _gathered(split: Split, data: Images, order: Order, mapper: Mapper) -> Feed:
     rows = _rows(order.batch_size, mapper)
 
     def take(first: int, count: int) -> tuple[Batch]:
-        numbers = order.batch(first)[rows]
-        batch = Batch(data.images[numbers], data.labels[numbers], numbers=numbers)
-        return (mapper.shard(batch),)
+        return (mapper.shard(gathered(data, order.batch(first)[rows])),)
 
     return Feed(1, lambda step: step, (_batch_spec(split, order.batch_size, mapper),), take)
 
@@ -181,9 +190,7 @@ def _resident(data: Images, order: Order, mapper: Mapper, at_once: int) -> Feed:
         def steps(state: Any, numbers_BN: Array, hyper: Any, count: Array, data: Images) -> Any:
             def one(n: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
                 state, metrics = carry
-                numbers = numbers_BN[:, n]
-                images, labels = (jnp.take(each, numbers, axis=0, mode="clip") for each in data)
-                state, more = step(state, Batch(images, labels, numbers=numbers), hyper)
+                state, more = step(state, taken(data, numbers_BN[:, n]), hyper)
                 return state, Metrics(*map(jnp.add, metrics, more))
 
             none = Metrics(jnp.float32(0), *(jnp.int32(0) for _ in range(3)))

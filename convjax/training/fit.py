@@ -1,12 +1,19 @@
-"""The training loop: steps, and what happens between them."""
+"""The training loop: steps, and what happens between them.
+
+state = fit(state, take_steps, plan, events)
+
+run = fitting(state, plan, events)          # the same, by whoever takes the steps of many runs
+wanted = next(run)                          # Wanted(first, count, state)
+wanted = run.send((state, metrics))
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -52,6 +59,17 @@ class Left(NamedTuple):
 
     since_log: Metrics = Metrics()
     owes: bool = False
+
+
+class Wanted(NamedTuple):
+    """Steps that a run waits for: `count` of them from the `first` on, counted from 0."""
+
+    first: int
+    count: int
+    state: Any
+
+
+Fitting = Generator[Wanted, tuple[Any, Metrics], Any]
 
 
 def make_plan(
@@ -114,12 +132,49 @@ def fit(
     interrupts: a signal ends the training with Interrupted, once the last finished step is saved;
         it may break off `take_steps` and `evaluate` where these release it.
     """
+    return drive(fitting(state, plan, events, left, at_once, interrupts), take_steps)
+
+
+def drive(run: Fitting, take_steps: Callable[[int, int, Any], tuple[Any, Metrics]]) -> Any:
+    """Takes the steps that a run waits for until it is over; returns what it gives.
+
+    What `take_steps` raises is raised in the run, where it waits.
+    """
+    try:
+        wanted = next(run)
+        while True:
+            try:
+                taken = take_steps(*wanted)
+            except BaseException as error:
+                wanted = run.throw(error)
+            else:
+                wanted = run.send(taken)
+    except StopIteration as end:
+        return end.value
+
+
+def fitting(
+    state: TrainState,
+    plan: Plan,
+    events: Events,
+    left: Left = Left(),
+    at_once: int = 1,
+    interrupts: Interrupts = Interrupts(),
+    *,
+    shows: bool = True,
+) -> Fitting:
+    """The same as `fit`, which waits for its steps: it yields which, and is sent what they give.
+
+    What it is sent as a state is handed to the events as it is, so that it may be the place of one.
+
+    shows: whether there is a progress bar.
+    """
     first = done = saved = int(state.step)
     since_log, owes = left
     pending: Metrics | None = None
     log = save = enough = False
     clock = _Clock()
-    with _progress_bar(plan, first) as bar, interrupts.held():
+    with _progress_bar(plan, first, shows) as bar, interrupts.held():
         try:
             while True:
                 if log:
@@ -140,7 +195,7 @@ def fit(
                     return state
                 interrupts.check()
                 count = min(at_once, _steps_to_next(done, plan))
-                state, metrics = take_steps(done, count, state)
+                state, metrics = yield Wanted(done, count, state)
                 done += count
                 if done == first + count:
                     clock.start()  # The first call compiles: its time says nothing about the rest.
@@ -188,13 +243,13 @@ def _count(pending: Metrics, since_log: Metrics, clock: _Clock, bar: tqdm) -> Me
     return total
 
 
-def _progress_bar(plan: Plan, first: int) -> tqdm:
+def _progress_bar(plan: Plan, first: int, shows: bool) -> tqdm:
     return tqdm(
         total=plan.steps * plan.batch_size,
         initial=first * plan.batch_size,
         unit=" images",
         unit_scale=True,
-        disable=None,  # where standard error is no terminal
+        disable=None if shows else True,  # None: where standard error is no terminal
         file=sys.stderr,
         dynamic_ncols=True,
         mininterval=0.25,
