@@ -166,11 +166,7 @@ def augmentation(config: Experiment, images: Split) -> tuple[Change | None, Mix 
     mixed = _of(named.mix_of, config.augment.mix, "config.augment.mix")
     if mixed is None:
         return change, None
-
-    def mix(key: Array, pixels: Array, labels: Array) -> tuple[Array, Array]:
-        # Not `jax.nn.one_hot`, which makes a label that is no class the target of nothing.
-        return mixed(key, pixels, targets(labels, classes))
-
+    mix = mix_labels(mixed, classes)
     key, labels = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((2,), jnp.int32)
     made = _of(lambda few: jax.eval_shape(mix, key, few, labels), few, "config.augment.mix")
     if jax.tree.map(lambda leaf: leaf.shape, made) != (few.shape, (2, classes)):
@@ -179,6 +175,16 @@ def augmentation(config: Experiment, images: Split) -> tuple[Change | None, Mix 
             f"it is given, {show(few)} and [2,{classes}]"
         )
     return change, mix
+
+
+def mix_labels(mixed: Mix, classes: int) -> Mix:
+    """A mixture of images and targets as one of images and labels, numbers of classes."""
+
+    def mix(key: Array, pixels: Array, labels: Array) -> tuple[Array, Array]:
+        # Not `jax.nn.one_hot`, which makes a label that is no class the target of nothing.
+        return mixed(key, pixels, targets(labels, classes))
+
+    return mix
 
 
 def load(config: Experiment, split: str, *, training: bool = False) -> Split:
@@ -217,7 +223,7 @@ def network(config: Experiment, images: Split) -> Layer:
         raise UserError(
             f"config.model: {name!r} cannot be made with {config.model.args}: {error}"
         ) from error
-    net = _with_norms(net, config.norm)
+    net = with_norms(net, config.norm)
     spec = spec_of(images, 2)
     try:
         params, state = jax.eval_shape(net.init, jax.random.key(0), spec)
@@ -251,7 +257,7 @@ def _begin(config: Experiment, net: Layer, spec: jax.ShapeDtypeStruct, params: P
     return function
 
 
-def _with_norms(net: Layer, chosen: Norm) -> Layer:
+def with_norms(net: Layer, chosen: Norm) -> Layer:
     """The network with the batch statistics that the config asks for."""
     if chosen.ghost:
         ghost = functools.partial(ghost_norm, size=chosen.ghost)

@@ -21,11 +21,11 @@ from convjax import threefry
 Initializer = Callable[..., Array]  # (key, shape, dtype=float32) -> Array
 
 
-def constant(value: float) -> Initializer:
+def constant(value: float | Array) -> Initializer:
     """Every element is `value`."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        if isinstance(key, Tracer):
+        if isinstance(key, Tracer) or isinstance(value, Tracer):
             return jnp.full(shape, value, dtype)
         return jax.device_put(np.full(shape, value, dtype))
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from convjax.calls import made
+from convjax.calls import floats, made, without
 
 
 def box(width, height=1, *, name="box"):
@@ -59,3 +59,34 @@ def test_anything_else_is_refused_with_the_text_and_the_reason(text, message):
         made(text, KNOWN, "thing", nested=pile)
     assert str(error.value).startswith(repr(text))
     assert "\n" not in str(error.value)
+
+
+def test_floats_are_found_by_their_places_in_a_call_and_in_the_calls_within():
+    text = "mine.part:pile(0.5, 1, -2.5, (3, [4.5]), True, '6.5', box(7.5, name=8.5))"
+    assert floats(text) == {
+        "(0)": 0.5,
+        "(2)": -2.5,
+        "(3)[1][0]": 4.5,
+        "(6)(0)": 7.5,
+        "(6)(name)": 8.5,
+    }
+    assert floats("box") == {}
+
+
+def test_numbers_stand_for_the_floats_at_their_places():
+    given = {"(0)": "first", "(1)(height)[1]": "second", "(2)": "an integer's"}
+    made_of = made("pile(0.5, box(1.5, height=(2, 2.5)), 3)", KNOWN, "", nested=pile, numbers=given)
+    assert made_of == ["first", (1.5, (2, "second"), "box"), 3]
+
+
+def test_calls_that_differ_in_blanks_and_spaces_alone_are_one_text():
+    assert without("m:box( 0.5,(1.5, 2.5) )", ["(0)", "(1)[1]"]) == "m:box(_, (1.5, _))"
+    assert without("m:box(-7.0, (1.5,9.5))", ["(0)", "(1)[1]"]) == "m:box(_, (1.5, _))"
+    assert without("box(0.5)", []) != without("box(0.6)", [])
+    assert without("box(0.5)", ["(0)"]) != without("m:box(0.5)", ["(0)"])
+
+
+@pytest.mark.parametrize("read", [floats, lambda text: without(text, [])])
+def test_what_is_no_call_is_refused_by_its_text(read):
+    with pytest.raises(ValueError, match=re.escape("'box(': this is no call")):
+        read("box(")

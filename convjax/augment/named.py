@@ -32,11 +32,15 @@ MIXES: dict[str, Callable[..., mix.Mix]] = {
 }
 
 
-def parts_of(texts: Sequence[str]) -> Callable[..., Any] | None:
+def parts_of(
+    texts: Sequence[str], numbers: Sequence[Mapping[str, Any]] | None = None
+) -> Callable[..., Any] | None:
     """What `augment` makes of the parts that are written here, in order; None of none.
 
     Each is a call with literal arguments, of a name of `PARTS` or of "package.module:function" that
     returns such a part; a name alone is a call without arguments.
+
+    numbers: of each text, what stands for some of its `convjax.calls.floats`, by place.
 
     >>> change = parts_of(["crop(4, mode='reflect')", "flip"])
 
@@ -45,23 +49,24 @@ def parts_of(texts: Sequence[str]) -> Callable[..., Any] | None:
     """
     if isinstance(texts, str):
         raise ValueError(f"{texts!r} is one text: give a list of them, as in [{texts!r}]")
-    return augment(*map(_part, texts)) if texts else None
+    numbers = [{}] * len(texts) if numbers is None else numbers
+    return augment(*map(_part, texts, numbers)) if texts else None
 
 
-def mix_of(text: str | None) -> mix.Mix | None:
+def mix_of(text: str | None, numbers: Mapping[str, Any] = {}) -> mix.Mix | None:
     """The mixture that is written here, such as "mixup(0.2)", or None; errors as of `parts_of`."""
-    return None if text is None else _made(text, MIXES)
+    return None if text is None else _made(text, MIXES, numbers)
 
 
-def _part(text: str) -> compose.Augmentation:
-    part = _made(text, PARTS)
+def _part(text: str, numbers: Mapping[str, Any]) -> compose.Augmentation:
+    part = _made(text, PARTS, numbers)
     try:
         return as_augmentation(part)
     except TypeError as error:
         raise ValueError(f"{text!r}: {error}") from error
 
 
-def _made(text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+def _made(text: str, known: Mapping[str, Callable[..., Any]], numbers: Mapping[str, Any]) -> Any:
     name = text.partition("(")[0].strip() if isinstance(text, str) else ""
     if known is PARTS and name in MIXES:
         raise ValueError(
@@ -69,4 +74,4 @@ def _made(text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
         )
     if known is MIXES and name in PARTS:
         raise ValueError(f"{text!r}: {name} mixes nothing: write it in config.augment.parts")
-    return made(text, known, "augmentation", nested=compose.sometimes)
+    return made(text, known, "augmentation", nested=compose.sometimes, numbers=numbers)

@@ -34,7 +34,7 @@ def airbench94(
     classes: int = 10,
     *,
     widths: Sequence[int] = (64, 256, 256),
-    scaling: float = 1 / 9,
+    scaling: float | Array = 1 / 9,
     activation: Callable[[Array], Array] = gelu,
 ) -> Layer:
     """airbench94 for images of 25 pixels or more: 1,971,640 parameters for CIFAR-10.
@@ -61,7 +61,7 @@ def airbench94(
         ).named("block")
 
     def scaled(x: Array) -> Array:
-        return x * scaling
+        return x * jnp.asarray(scaling, x.dtype)
 
     return serial(
         whitening=whitening_conv(2),

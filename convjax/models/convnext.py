@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from jax import Array
+
 from convjax.combine import residual, serial
 from convjax.initializers import constant, normal
 from convjax.layer import Layer, parametric
@@ -17,7 +19,7 @@ Norm = Callable[[], Layer]
 _kernels = normal(0.02)
 
 
-def layer_scale(first: float = 1e-6) -> Layer:
+def layer_scale(first: float | Array = 1e-6) -> Layer:
     """Scales each channel by a learned number that begins small (Touvron et al. 2021)."""
     return parametric(
         "layer_scale",
@@ -27,7 +29,11 @@ def layer_scale(first: float = 1e-6) -> Layer:
 
 
 def block(
-    width: int, *, drop_rate: float = 0.0, first_scale: float = 1e-6, norm: Norm = layer_norm
+    width: int,
+    *,
+    drop_rate: float | Array = 0.0,
+    first_scale: float | Array = 1e-6,
+    norm: Norm = layer_norm,
 ) -> Layer:
     """A depthwise 7x7 convolution, then two dense layers at each place, four times as wide inside.
 
@@ -47,8 +53,8 @@ def convnext(
     depths: Sequence[int],
     width: int = 96,
     patch: int = 4,
-    drop_path_rate: float = 0.1,
-    first_scale: float = 1e-6,
+    drop_path_rate: float | Array = 0.1,
+    first_scale: float | Array = 1e-6,
     norm: Norm = layer_norm,
 ) -> Layer:
     """A ConvNeXt as torchvision builds it; each stage but the first doubles the width.
@@ -64,7 +70,8 @@ def convnext(
 
     def stage(number: int, depth: int) -> Layer:
         wide, before = width * 2**number, sum(depths[:number])
-        rates = [drop_path_rate * (before + n) / last for n in range(depth)]
+        # Of the first block nothing is ever dropped: a Python 0 leaves its draws out.
+        rates = [drop_path_rate * n / last if n else 0.0 for n in range(before, before + depth)]
         make = partial(block, wide, first_scale=first_scale, norm=norm)
         blocks = {f"block{n + 1}": make(drop_rate=rate) for n, rate in enumerate(rates)}
         if number == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from jax import Array
+
 from convjax.combine import residual, serial
 from convjax.initializers import normal, variance_scaling
 from convjax.layer import Layer
@@ -45,7 +47,7 @@ def mobilenet_v2(
     width_multiplier: float = 1.0,
     stages: Sequence[tuple[int, int, int]] = STAGES,
     strides: Sequence[int] = (2, 1, 2, 2, 2, 1, 2, 1),
-    dropout_rate: float = 0.2,
+    dropout_rate: float | Array = 0.2,
     norm: Norm = batch_norm,
 ) -> Layer:
     """MobileNetV2 as torchvision builds it: 3,504,872 parameters with a thousand classes.

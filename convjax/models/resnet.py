@@ -40,7 +40,7 @@ def basic(
     shortcut: Part,
     norm: Norm = batch_norm,
     activation: Activation = relu,
-    drop_rate: float = 0.0,
+    drop_rate: float | Array = 0.0,
 ) -> Layer:
     """Two 3x3 convolutions.
 
@@ -62,7 +62,7 @@ def bottleneck(
     shortcut: Part,
     norm: Norm = batch_norm,
     activation: Activation = relu,
-    drop_rate: float = 0.0,
+    drop_rate: float | Array = 0.0,
 ) -> Layer:
     """A 3x3 convolution between two 1x1 ones, to four times the width.
 
@@ -104,7 +104,7 @@ def resnet(
     shortcut: Callable[[int, int, Norm], Part] = projection,
     norm: Norm = batch_norm,
     activation: Activation = relu,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | Array = 0.0,
 ) -> Layer:
     """A residual network; each stage but the first halves the image and doubles the width.
 
@@ -118,6 +118,7 @@ def resnet(
         block (Huang et al., Deep networks with stochastic depth, 2016; the steps as in timm).
     """
     last = max(sum(depths) - 1, 1)
+    some = isinstance(drop_path_rate, Array) or drop_path_rate > 0
 
     def stage(number: int, depth: int) -> Layer:
         wide, stride = width * 2**number, 1 if number == 0 else 2
@@ -125,9 +126,10 @@ def resnet(
         first = shortcut(expansion * wide, stride, norm) if reshaped else identity
         make = partial(block, wide, norm=norm, activation=activation)
         before = sum(depths[:number])
-        rates = [drop_path_rate * (before + n) / last for n in range(depth)]
+        # Of the first block nothing is ever dropped: a Python 0 leaves its draws out.
+        rates = [drop_path_rate * n / last if n else 0.0 for n in range(before, before + depth)]
         # A block of one's own may do without, as long as nothing is to be dropped.
-        drops = [{"drop_rate": rate} if drop_path_rate else {} for rate in rates]
+        drops = [{"drop_rate": rate} if some else {} for rate in rates]
         return serial(
             make(stride, shortcut=first, **drops[0]),
             *(make(1, shortcut=identity, **drop) for drop in drops[1:]),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from jax import Array
+
 from convjax.combine import serial
 from convjax.layer import Layer
 from convjax.layers import adaptive_avg_pool, batch_norm, conv, dense, dropout, max_pool
@@ -19,7 +21,7 @@ def vgg(
     normalized: bool = False,
     width: int = 64,
     hidden: int = 4096,
-    dropout_rate: float = 0.5,
+    dropout_rate: float | Array = 0.5,
 ) -> Layer:
     """Stages of `depths` convolutions, then three dense layers, as torchvision builds it.
 

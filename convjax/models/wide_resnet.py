@@ -16,7 +16,12 @@ Norm = Callable[[], Layer]
 
 
 def pre_activated(
-    width: int, stride: int, *, reshaped: bool, norm: Norm = batch_norm, dropout_rate: float = 0.0
+    width: int,
+    stride: int,
+    *,
+    reshaped: bool,
+    norm: Norm = batch_norm,
+    dropout_rate: float | Array = 0.0,
 ) -> Layer:
     """Two 3x3 convolutions, each after a norm and a ReLU (He et al. 2016).
 
@@ -47,7 +52,7 @@ def wide_resnet(
     *,
     depths: Sequence[int],
     widening: int,
-    dropout_rate: float = 0.0,
+    dropout_rate: float | Array = 0.0,
     norm: Norm = batch_norm,
 ) -> Layer:
     """A pre-activated residual network for images of about 32 pixels.
