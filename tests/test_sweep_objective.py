@@ -34,7 +34,8 @@ def test_an_objective_says_direction_split_and_metric():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("accuracy", "write direction, split and metric: 'max test accuracy'"),
+        ("accuracy", "direction, split and metric: did you mean 'max test accuracy'"),
+        ("min valid", "did you mean 'min valid loss'"),
         ("", "write direction, split and metric"),
         ("maxi test accuracy", "has the direction 'maxi': did you mean 'max'?"),
         ("max tset accuracy", "has the split 'tset': did you mean 'test'?"),

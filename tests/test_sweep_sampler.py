@@ -200,6 +200,40 @@ def test_a_sweep_that_was_stopped_proposes_what_it_would_have(name):
     assert run(name, texts, 24, told=kept)[15:] == whole[15:]
 
 
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "gp"])
+def test_a_sampler_that_has_seen_all_of_it_proposes_what_a_new_one_does(name):
+    """While points end in any order, in any way, some are tried again and some are left out."""
+    space, draw = space_of([*TEXTS, NAMED]), np.random.default_rng(0)
+    kept, told = make(name, space, 0), list[Told]()
+    for _ in range(12 if name == "gp" else 60):
+        point = ask(kept, len(told), told)
+        assert point == make(name, space, 0).ask(len(told), told)
+        told.append(Told(point))
+        for index, each in enumerate(told):
+            if each.state == "running" and draw.random() < 0.3:
+                states = ["finished"] * 5 + ["pruned", "diverged", "killed"]
+                state = str(draw.choice(states))
+                known = score(each.point) if state in ("finished", "pruned") else None
+                told[index] = Told(each.point, known, state, float(draw.integers(1, 9)))
+            elif each.state == "killed" and draw.random() < 0.1:
+                told[index] = Told(each.point)
+        if draw.random() < 0.05:
+            del told[int(draw.integers(len(told)))]
+
+
+def test_each_question_makes_few_trials_of_optunas_however_many_there_are(monkeypatch):
+    storage, made = optuna.storages.InMemoryStorage, []
+    real = storage.create_new_trial
+
+    def counted(*args):
+        made.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(storage, "create_new_trial", counted)
+    run("tpe", TEXTS, 60)
+    assert len(made) == 2 * 60 - 1, "one that is asked, and one that is told, but for the last"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finite_space_gives_each_point_once_and_then_none(name):
     space = space_of(["batch_size=integers(1, 3)", "model.args.sizes=(1, 2),(3, 4)"])
@@ -279,18 +313,19 @@ def test_pruned_points_guide_tpe_as_optunas_do():
     )
     told = []
     for number, point in enumerate(points):
+        epochs = 1 + number % 4
         study.enqueue_trial(dict(point))
         trial = study.ask()
         trial.suggest_int(WIDTH, 8, 64, step=8)
         trial.suggest_float(RATE, 1e-4, 1, log=True)
         trial.suggest_float(DECAY, 0, 0.1)
-        if number % 3:
+        if number % 3 == 0:
             study.tell(trial, score(point))
             told.append(Told(point, score(point), "finished"))
         else:
-            trial.report(score(point), step=0)
+            trial.report(score(point), step=epochs)
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            told.append(Told(point, score(point), "pruned"))
+            told.append(Told(point, score(point), "pruned", epochs))
     study.sampler = optuna.samplers.TPESampler(seed=seed_of(0, 15), constant_liar=True)
     expected = study.ask({**(trace(space_of(TEXTS), points[0]) or {})}).params
     assert make("tpe", space_of(TEXTS), 0).ask(15, told) == expected
@@ -305,6 +340,12 @@ def test_several_seeds_are_told_as_their_mean():
     assert joined(point, [(None, "diverged"), (None, "running")]) == Told(point, None, "running")
     assert joined(point, [done, (None, "diverged")]) == Told(point, None, "diverged")
     assert joined(point, [(0.25, "pruned"), killed]) == Told(point, 0.25, "pruned")
+    assert joined(point, [(None, "pruned"), killed]) == Told(point, None, "pruned")
+    # The seeds that are left are those that were good.
+    mixed = joined(point, [done, (0.75, "finished"), (0.1, "pruned")], [5, 5, 1])
+    assert mixed == Told(point, 0.45, "pruned", 11)
+    assert joined(point, [(0.1, "pruned"), (None, "diverged")]) == Told(point, None, "diverged")
+    assert joined(point, [(0.1, "pruned"), waiting]) == Told(point, None, "running")
     assert joined(point, [killed, (None, "failed")]) == Told(point, None, "killed")
     assert joined(point, []) == Told(point, None, "running")
 

@@ -1,6 +1,7 @@
 """A sweep's record: each trial is one process's at a time, and what came of it counts once."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +43,7 @@ def trial_of(number, /, **more):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path) -> Iterator[Any]:
     with Store(tmp_path / "sweep") as store:
         yield store
 
@@ -81,6 +84,18 @@ def only(rows):
     return row
 
 
+def claimed(store, *asked):
+    """A trial that there is."""
+    claim = store.claim(*asked)
+    assert claim is not None
+    return claim
+
+
+def results(store, sweep):
+    """What has finished."""
+    return [(row.trial, row.result) for row in store.rows(sweep) if row.state == "finished"]
+
+
 # Trials and sweeps.
 
 
@@ -94,7 +109,7 @@ def test_each_trial_is_claimed_in_order_and_once(store, sweep):
     for number, claim in enumerate(claims):
         with claim:
             claim.finish({"accuracy": number})
-    assert store.results(sweep) == [(trial_of(n), {"accuracy": n}) for n in range(3)]
+    assert results(store, sweep) == [(trial_of(n), {"accuracy": n}) for n in range(3)]
     assert store.counts(sweep) == {"finished": 3}
 
 
@@ -118,7 +133,7 @@ def test_a_larger_sweep_finds_what_another_has_finished(store, sweep):
     point = {"optimizer.learning_rate": 1.0, "model.args.width": 32}
     same = trial_of(0, number=7, point=point)
     assert store.add(larger, [trial_of(8), same]) == 1
-    assert store.results(larger) == [(same, 0.5)]
+    assert results(store, larger) == [(same, 0.5)]
     claim = store.claim(larger, "me")
     assert claim.trial == trial_of(8)
     assert store.claim(larger, "me") is None, "what other sweeps wait for is theirs"
@@ -129,6 +144,9 @@ def test_equal_definitions_are_one_sweep(store, sweep):
     assert store.sweep(dict(reversed(SPACE.items()))) == sweep
     assert store.sweep(SPACE | {"seeds": 3}) != sweep
     assert list(store.sweeps().values()) == [SPACE, SPACE | {"seeds": 3}]
+    assert store.definition(sweep) == SPACE
+    with pytest.raises(StoreError, match="there is no sweep 7 in"):
+        store.definition(7)
 
 
 def test_a_place_that_another_trial_has_is_refused_and_nothing_added(store, sweep):
@@ -144,8 +162,8 @@ def test_a_trial_that_is_asked_for_twice_is_made_once(store, sweep):
     while claim := store.claim(sweep, "me"):
         with claim:
             claim.finish(claim.trial.point["optimizer.learning_rate"])
-    assert [result for _, result in store.results(sweep)] == [1.0, 0.5, 0.25, 1.0]
-    assert [trial.number for trial, _ in store.results(sweep)] == [0, 1, 2, 3]
+    assert [result for _, result in results(store, sweep)] == [1.0, 0.5, 0.25, 1.0]
+    assert [trial.number for trial, _ in results(store, sweep)] == [0, 1, 2, 3]
     assert store.counts(sweep) == {"finished": 3}
     assert sum(len(row.attempts) for row in store.rows(sweep)[:3]) == 3
 
@@ -156,6 +174,53 @@ def test_a_claim_may_be_for_some_of_the_trials(store, sweep):
     assert [claim.trial.number for claim in found] == [1, 2]
     assert store.claim(sweep, "me", wanted) is None
     assert store.claim(sweep, "me", []) is None
+
+
+def test_changes_are_the_rows_that_another_process_would_see_differ(store, sweep):
+    rows, mark = store.changes(sweep)
+    assert rows == store.rows(sweep)
+    assert [row.trial.number for row in rows] == [0, 1, 2]
+    assert store.changes(sweep, mark) == ([], mark)
+    with Store(store.folder) as other:
+        other.add(sweep, [trial_of(3)])
+        with claimed(other, sweep, "me", [trial_of(2).digest]) as claim:
+            found, now = store.changes(sweep, mark)
+            assert [(row.trial.number, row.state) for row in found] == [
+                *((2, "running"), (3, "waiting")),
+            ]
+            claim.finish(0.5)
+        found, last = store.changes(sweep, now)
+        assert found == [store.rows(sweep)[2]]
+        assert (found[0].state, found[0].result) == ("finished", 0.5)
+        # Another sweep asks for what is there: news for it, and none for the first.
+        larger = other.sweep(SPACE | {"seeds": 2})
+        _, begun = store.changes(larger)
+        other.add(larger, [trial_of(2, number=0)])
+        assert [row.state for row in store.changes(larger, begun)[0]] == ["finished"]
+        store.retry(sweep, [Outcome.FAILED])
+        assert [row.state for row in store.changes(sweep, last)[0]] == ["finished"]
+        assert store.changes(sweep, store.changes(sweep, last)[1])[0] == []
+
+
+def test_following_changes_gives_the_rows_at_any_time(store, sweep):
+    """Of a hundred things that happen at random, with a look after some of them."""
+    draw, known, mark, claims = random.Random(0), {}, None, []
+    for number in range(100):
+        what = draw.randrange(5)
+        if what == 0:
+            store.add(sweep, [trial_of(3 + number, number=len(store.rows(sweep)))])
+        elif what in (1, 2) and (claim := store.claim(sweep, f"worker {number}")):
+            claims.append(claim)
+        elif what == 3 and claims:
+            with claims.pop(draw.randrange(len(claims))) as claim:
+                outcome = draw.choice([each for each in Outcome if each != Outcome.FINISHED])
+                claim.fail(outcome, "by lot", number)
+        elif what == 4:
+            store.retry(sweep, [draw.choice([Outcome.FAILED, Outcome.PRUNED])])
+        if draw.random() < 0.4:
+            changed, mark = store.changes(sweep, mark)
+            known |= {row.trial.number: row for row in changed}
+            assert [known[place] for place in sorted(known)] == store.rows(sweep)
 
 
 ADDER = """
@@ -275,6 +340,7 @@ def test_a_run_trains_in_the_folder_of_its_claim(store, sweep):
         ("diverged", 1, "diverged"),
         ("pruned", 1, "pruned"),
         ("interrupted", 8, "waiting"),
+        ("disk_full", 8, "waiting"),
     ],
 )
 def test_a_trial_is_tried_again_where_that_may_help(store, outcome, attempts, state):
@@ -295,13 +361,13 @@ def test_a_trial_is_tried_again_where_that_may_help(store, outcome, attempts, st
     # Asked to, it is tried as often once more, and what was is not forgotten.
     store.retry(sweep, [Outcome.PRUNED, Outcome.HUNG])
     again = attempts if outcome in ("pruned", "hung") else 0
-    assert end_all(8) == again or outcome == "interrupted"
+    assert end_all(8) == again or state == "waiting"
     row = only(store.rows(sweep))
     assert [each.cause for each in row.attempts[:1]] == ["the 1."]
     assert len(row.attempts) >= attempts + again
     assert {each.outcome for each in row.attempts} == {Outcome(outcome)}
     assert row.result == {"epoch": (again or attempts) - 1}
-    assert store.results(sweep) == []
+    assert results(store, sweep) == []
 
 
 def test_kills_between_interruptions_are_counted(store):
@@ -312,6 +378,77 @@ def test_kills_between_interruptions_are_counted(store):
             claim.fail(Outcome(outcome), "by hand")
     assert store.claim(sweep, "me") is None
     assert only(store.rows(sweep)).state == "hung"
+
+
+def test_a_signal_that_the_sweep_has_not_sent_counts_as_one_that_killed(store):
+    """As of a daemon that frees memory: the same trial is not tried for ever."""
+    sweep = store.sweep(SPACE)
+    store.add(sweep, [trial_of(0)])
+    for attempt in range(1, 4):
+        name = f"worker {attempt}"
+        with pytest.raises(Interrupted), store.claim(sweep, name):
+            raise Interrupted(signal.SIGTERM, "step 7 is saved")
+        assert only(store.rows(sweep)).state == "waiting"
+        assert store.lost(name, *cause_of(143, asked=False)) == 1
+        assert store.lost(name, *cause_of(143, asked=False)) == 0, "once"
+    row = only(store.rows(sweep))
+    assert row.state == "killed"
+    assert {each.outcome for each in row.attempts} == {"killed"}
+    assert {each.cause for each in row.attempts} == {"ended by SIGTERM: step 7 is saved"}
+    assert store.claim(sweep, "me") is None
+
+
+def test_a_trial_that_somebody_has_again_is_ended_by_the_next_kill(store):
+    sweep = store.sweep(SPACE)
+    store.add(sweep, [trial_of(0)])
+    for attempt in range(1, 4):
+        with pytest.raises(Interrupted), store.claim(sweep, f"worker {attempt}"):
+            raise Interrupted(signal.SIGTERM)
+    with store.claim(sweep, "worker 4") as claim:
+        for attempt in range(1, 4):
+            assert store.lost(f"worker {attempt}", *cause_of(-15, asked=False)) == 1
+        assert only(store.rows(sweep)).state == "running"
+        claim.fail(Outcome.KILLED, "by hand")
+    assert only(store.rows(sweep)).state == "killed"
+
+
+def test_a_stop_of_the_sweep_itself_never_counts(store):
+    sweep = store.sweep(SPACE)
+    store.add(sweep, [trial_of(0)])
+    for attempt in range(8):
+        name = f"worker {attempt}"
+        with pytest.raises(Interrupted), store.claim(sweep, name):
+            raise Interrupted(signal.SIGTERM)
+        assert store.lost(name, *cause_of(143)) == 0
+    assert only(store.rows(sweep)).state == "waiting"
+
+
+def test_a_full_disk_is_no_fault_of_a_trial_and_ends_what_would_come_after_it(store, sweep):
+    before = time.time()
+    with pytest.raises(OSError, match="metrics"), store.claim(sweep, "me"):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    first, *_ = store.rows(sweep)
+    assert (first.state, first.attempts[0].outcome) == ("waiting", "disk_full")
+    message = rf"{first.trial.name} has no room \(.*metrics.*: free some space and start again"
+    with pytest.raises(StoreError, match=message):
+        store.claim(sweep, "me")
+    with Store(store.folder) as other:
+        with pytest.raises(StoreError, match=message):
+            other.check_room(before)
+        other.check_room(time.time())
+        claim = claimed(other, sweep, "another")
+        assert (claim.trial, claim.attempt) == (trial_of(0), 2), "whoever starts again has it"
+
+
+def test_a_record_that_cannot_be_written_ends_what_would_come_after_it(store, sweep, start):
+    claim = store.claim(sweep, "me")
+    holder(start, store, 60)
+    store._database._db.execute("PRAGMA busy_timeout = 100")
+    with pytest.raises(StoreError, match="another process writes"), claim:
+        claim.finish(1.0)
+    with pytest.raises(StoreError, match="another process writes"):
+        store.claim(sweep, "me")
+    assert store.rows(sweep)[0].attempts[0].outcome is None
 
 
 def test_an_error_is_written_down_and_goes_on(store, sweep):
@@ -351,7 +488,7 @@ def test_of_two_that_finish_a_trial_the_one_without_it_changes_nothing(store, sw
             winner.finish({"accuracy": 2})
         with pytest.raises(StoreError, match="is closed already"), winner:
             winner.finish({"accuracy": 3})
-    assert store.results(sweep) == [(trial_of(0), {"accuracy": 2})]
+    assert results(store, sweep) == [(trial_of(0), {"accuracy": 2})]
     outcomes = [attempt.outcome for attempt in store.rows(sweep)[0].attempts]
     assert outcomes == ["killed", "finished"]
 
@@ -367,7 +504,136 @@ def test_the_file_itself_holds_one_result_of_a_trial_at_most(store, sweep):
         db.execute(f"INSERT INTO attempt ({columns}) VALUES ({row})")
 
 
+# Reports.
+
+CURVES = SPACE | {"objective": "max test accuracy"}
+
+
+def test_a_step_that_is_reported_again_counts_once_and_what_came_after_it_is_forgotten(store):
+    sweep = store.sweep(CURVES)
+    store.add(sweep, [trial_of(0), trial_of(1), trial_of(0, number=2)])
+    one, other = trial_of(0).digest, trial_of(1).digest
+    for step, value in ((10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)):
+        store.report(sweep, one, step, value)
+    store.report(sweep, other, 20, None)
+    with Store(store.folder) as seen:
+        assert seen.curves(sweep)[one] == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)]
+        # It was killed, and went on from step 15.
+        store.report(sweep, one, 20, 0.25)
+        assert seen.curves(sweep) == {one: [(10, 0.1), (20, 0.25)], other: [(20, None)]}
+        store.report(sweep, one, 30, 0.35)
+        assert seen.curves(sweep)[one] == [(10, 0.1), (20, 0.25), (30, 0.35)]
+
+
+def test_news_are_what_was_reported_and_has_finished_since_the_mark(store):
+    sweep = store.sweep(CURVES)
+    store.add(sweep, [trial_of(0), trial_of(1), trial_of(0, number=2)])
+    store.report(sweep, trial_of(1).digest, 10, 0.5)
+    first = store.news(sweep)
+    assert (first.reports, first.finished) == ([(1, 10, 0.5)], [])
+    store.report(sweep, trial_of(0).digest, 10, 0.25)
+    store.report(sweep, trial_of(1).digest, 10, None)
+    with store.claim(sweep, "me") as claim:
+        claim.finish(1.0)
+    second = store.news(sweep, first.mark)
+    assert (second.reports, second.finished) == ([(0, 10, 0.25), (1, 10, None)], [0])
+    assert store.news(sweep, second.mark) == ([], [], second.mark)
+    assert store.news(sweep)[:2] == second[:2]
+    # What another sweep finds there is news for it, and no more for the first.
+    other = store.sweep(CURVES | {"seeds": 2})
+    store.add(other, [trial_of(5)])
+    begun = store.news(other)
+    store.add(other, [trial_of(0, number=1)])
+    assert store.news(other, begun.mark)[:2] == ([(1, 10, 0.25)], [1])
+    assert store.news(sweep, second.mark).reports == []
+
+
 # The file.
+
+# As version 1 had it.
+FIRST = """
+CREATE TABLE sweep (id INTEGER PRIMARY KEY, definition TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE trial (
+  digest TEXT PRIMARY KEY, seed INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'waiting',
+  tries INTEGER NOT NULL DEFAULT 0, config TEXT NOT NULL
+) STRICT;
+CREATE TABLE asked (
+  sweep INTEGER NOT NULL REFERENCES sweep, number INTEGER NOT NULL,
+  trial TEXT NOT NULL REFERENCES trial, point TEXT NOT NULL, PRIMARY KEY (sweep, number)
+) STRICT;
+CREATE TABLE attempt (
+  id INTEGER PRIMARY KEY, trial TEXT NOT NULL REFERENCES trial, number INTEGER NOT NULL,
+  worker TEXT NOT NULL, host TEXT NOT NULL, process INTEGER NOT NULL, began REAL NOT NULL,
+  ended REAL, heartbeat REAL, outcome TEXT, cause TEXT, result TEXT,
+  UNIQUE (trial, number), CHECK ((outcome IS NULL) = (ended IS NULL))
+) STRICT;
+CREATE UNIQUE INDEX one_works ON attempt (trial) WHERE outcome IS NULL;
+CREATE UNIQUE INDEX one_result ON attempt (trial) WHERE outcome = 'finished';
+PRAGMA application_id = 1667920759;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A file of version 1: a trial that has finished and one that waits."""
+    db = sqlite3.connect(tmp_path / "sweep.db")
+    db.executescript(FIRST)
+    db.execute("INSERT INTO sweep (definition) VALUES (?)", [json.dumps(CURVES, sort_keys=True)])
+    for trial, state in ((trial_of(0), "finished"), (trial_of(1), "waiting")):
+        row = (trial.digest, 0, state, state == "finished", json.dumps(trial.config))
+        db.execute("INSERT INTO trial VALUES (?, ?, ?, ?, ?)", row)
+        row = (trial.number, trial.digest, json.dumps(trial.point))
+        db.execute("INSERT INTO asked VALUES (1, ?, ?, ?)", row)
+    row = (trial_of(0).digest, "me", "here", "finished", "0.5")
+    columns = "number, process, began, ended, trial, worker, host, outcome, result"
+    db.execute(f"INSERT INTO attempt ({columns}) VALUES (1, 7, 1.0, 2.0, ?, ?, ?, ?, ?)", row)
+    db.commit()
+    db.close()
+    return tmp_path
+
+
+def test_a_record_of_the_first_version_goes_on_as_one_of_the_second(old):
+    with Store(old) as store:
+        assert store.sweep(CURVES) == 1
+        assert results(store, 1) == [(trial_of(0), 0.5)]
+        assert [row.state for row in store.changes(1)[0]] == ["finished", "waiting"]
+        store.report(1, trial_of(1).digest, 10, 0.25)
+        with claimed(store, 1, "me") as claim:
+            claim.finish(0.75)
+    with Store(old) as store:
+        assert results(store, 1) == [(trial_of(0), 0.5), (trial_of(1), 0.75)]
+        assert store.curves(1) == {trial_of(1).digest: [(10, 0.25)]}
+    db = sqlite3.connect(old / "sweep.db")
+    assert db.execute("PRAGMA user_version").fetchall() == [(2,)]
+    db.close()
+
+
+def test_a_record_is_brought_up_to_date_as_a_whole_or_not_at_all(old):
+    db = sqlite3.connect(old / "sweep.db")
+    db.execute("CREATE INDEX no_room ON trial (seed)")  # It is in the way of the last statement.
+    db.commit()
+    before = db.execute("SELECT sql FROM sqlite_master").fetchall()
+    with pytest.raises(sqlite3.OperationalError, match="no_room already exists"):
+        Store(old)
+    assert db.execute("SELECT sql FROM sqlite_master").fetchall() == before
+    assert db.execute("PRAGMA user_version").fetchall() == [(1,)]
+    db.execute("DROP INDEX no_room")
+    db.close()
+    with Store(old) as store:
+        assert len(store.changes(1)[0]) == 2
+
+
+def test_processes_that_bring_a_record_up_to_date_at_once_do_it_once(old, start):
+    script = "import sys; from convjax.sweep.store import Store\nprint('ready', flush=True)\n"
+    script += "input(); print(len(Store(sys.argv[1]).rows(1)), flush=True)"
+    processes = [start(script, old) for _ in range(4)]
+    assert [said(process) for process in processes] == ["ready"] * 4
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [said(process) for process in processes] == ["2"] * 4
 
 
 def holder(start, store, seconds):
@@ -457,14 +723,19 @@ def test_a_record_of_another_version_is_refused(store, sweep):
     db = sqlite3.connect(store.folder / "sweep.db")
     db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(StoreError, match="is of version 7, and this convjax reads version 1"):
+    with pytest.raises(
+        StoreError, match="is of version 7, and this convjax reads versions up to 2"
+    ):
         Store(store.folder)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file/sweep: Not a directory"):
+    message = "file/sweep: Not a directory: give another --workdir, which can be made"
+    with pytest.raises(StoreError, match=message):
         Store(tmp_path / "file" / "sweep")
+    with pytest.raises(StoreError, match="/proc/x: No such file or directory: give another --wor"):
+        Store("/proc/x")
 
 
 FULL = """
@@ -502,6 +773,9 @@ tell(finish)
 assert store.counts(sweep) == {"running": 1, "waiting": 1}, "it has neither finished nor failed"
 tell(store.add, sweep, [trial(number) for number in range(2, 2000)])
 assert len(store.rows(sweep)) == 2, "nothing of it is there"
+tell(store.claim, sweep, "me")
+store.close()
+store = Store(room / "sweep")  # As whoever starts again has it.
 fill("more")
 with store.claim(sweep, "me") as mine:  # There is room for a line, and none for who has the lock.
     mine.fail(Outcome.INTERRUPTED, "given back")
@@ -513,7 +787,9 @@ claim = claims[1]
 finish()
 store.close()
 with Store(room / "sweep") as store:
-    assert store.results(sweep) == [(trial(0), "x" * 100_000)]
+    first, second = store.rows(sweep)
+    assert (first.state, first.result) == ("finished", "x" * 100_000)
+    assert (second.state, second.result) == ("running", None)
 print(len(told))
 print("\\n".join(told))
 """
@@ -531,7 +807,7 @@ def test_a_full_disk_costs_no_more_than_what_was_not_written(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     count, *told = done.stdout.splitlines()
-    assert int(count) == len(told) == 2
+    assert int(count) == len(told) == 3
     for line in told:
         assert line.startswith(f"{room}/sweep/sweep.db: database or disk is full: free some space")
 
@@ -587,6 +863,21 @@ def test_the_cause_of_a_cause_counts():
         (MemoryError(), "out_of_memory", "MemoryError"),
         (SystemExit(3), "failed", "its process ended with status 3"),
         (SystemExit("no"), "failed", "SystemExit: no"),
+        (
+            OSError(28, "No space left on device"),
+            "disk_full",
+            "OSError: [Errno 28] No space left on device",
+        ),
+        (
+            ValueError("step 9: No space left on device [28]"),
+            "disk_full",
+            "ValueError: step 9: No space left on device [28]",
+        ),
+        (
+            OSError(2, "No such file or directory"),
+            "failed",
+            "FileNotFoundError: [Errno 2] No such file or directory",
+        ),
     ],
 )
 def test_an_error_has_an_outcome_and_one_line(error, outcome, cause):
@@ -611,3 +902,6 @@ def test_a_process_that_ended_has_an_outcome_and_one_line(end, outcome, cause):
     command = [sys.executable, "-S", "-c", f"import os, sys; {end}"]
     status = subprocess.run(command, check=False).returncode
     assert cause_of(status) == (outcome, cause)
+    # That nobody in the sweep has asked for.
+    unasked = "killed" if outcome == "interrupted" else outcome
+    assert cause_of(status, asked=False) == (unasked, cause)

@@ -11,6 +11,7 @@ SQLite keeps its log beside it (WAL), by which readers never wait. What goes wro
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +21,13 @@ from filelock import FileLock, Timeout
 
 from convjax.config import UserError
 
-_VERSION = 1
 _APPLICATION = 0x636A7377  # "cjsw", by which SQLite tells our files from those of others
 Write = Callable[..., sqlite3.Cursor]
 
 # A trial belongs to no sweep: what one has finished, the next one finds. Its state is 'waiting',
-# 'running', or the outcome with which it ended; `tries` counts attempts that ended in any outcome
-# but interrupted.
-_SCHEMA = """
+# 'running', or the outcome with which it ended; `tries` counts attempts that ended so that they are
+# to count.
+_FIRST = """
 CREATE TABLE sweep (
   id INTEGER PRIMARY KEY,
   definition TEXT NOT NULL UNIQUE
@@ -65,6 +65,35 @@ CREATE TABLE attempt (
 CREATE UNIQUE INDEX one_works ON attempt (trial) WHERE outcome IS NULL;
 CREATE UNIQUE INDEX one_result ON attempt (trial) WHERE outcome = 'finished';
 """
+# A number in `report` and in `change` is greater than all before it: who has seen some asks for
+# what came later. A trial is in `change` once, where it was last asked for or its state written.
+_SECOND = """
+CREATE TABLE report (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  trial TEXT NOT NULL REFERENCES trial,
+  objective TEXT NOT NULL,
+  step INTEGER NOT NULL,
+  value REAL,
+  UNIQUE (trial, objective, step)
+) STRICT;
+CREATE TABLE change (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  trial TEXT NOT NULL UNIQUE REFERENCES trial
+) STRICT;
+INSERT INTO change (trial) SELECT digest FROM trial;
+CREATE TRIGGER is_asked AFTER INSERT ON asked BEGIN
+  DELETE FROM change WHERE trial = new.trial;
+  INSERT INTO change (trial) VALUES (new.trial);
+END;
+CREATE TRIGGER is_changed AFTER UPDATE ON trial BEGIN
+  DELETE FROM change WHERE trial = new.digest;
+  INSERT INTO change (trial) VALUES (new.digest);
+END;
+CREATE INDEX asked_by ON asked (trial, sweep, number);
+CREATE INDEX waits ON trial (digest) WHERE state = 'waiting';
+CREATE INDEX no_room ON attempt (ended) WHERE outcome = 'disk_full';
+"""
+_VERSIONS = (_FIRST, _SECOND)  # each what the one before it lacks
 
 
 class StoreError(UserError):
@@ -72,13 +101,13 @@ class StoreError(UserError):
 
 
 class Database:
-    """The file, which is made with its tables if it is not there.
+    """The file, which is made with its tables if it is not there, and given those it lacks.
 
     patience: seconds to wait for another process that writes.
 
     Raises:
         StoreError: here and in all that it does, if the file is damaged, of another program or of
-            another version, if the disk is full, or if another process holds it for too long.
+            a later version, if the disk is full, or if another process holds it for too long.
     """
 
     def __init__(self, path: Path, patience: float):
@@ -126,18 +155,27 @@ class Database:
             [[tables]] = db.execute("SELECT count(*) FROM sqlite_master").fetchall()
             if (application, version, tables) == (0, 0, 0):
                 db.execute("PRAGMA journal_mode = WAL")
-                marks = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {marks} COMMIT;")
             elif application != _APPLICATION:
                 raise StoreError(
                     f"{self.path} is a database of another program: give another --workdir"
                 )
-            elif version != _VERSION:
+            elif not 1 <= version <= len(_VERSIONS):
                 raise StoreError(
-                    f"{self.path} is of version {version}, and this convjax reads version "
-                    f"{_VERSION}: use the one that began it, or give another --workdir"
+                    f"{self.path} is of version {version}, and this convjax reads versions up to "
+                    f"{len(_VERSIONS)}: use the one that wrote it, or give another --workdir"
                 )
-        [[verdict], *_] = db.execute("PRAGMA quick_check(1)").fetchall()
+            if missing := _VERSIONS[version:]:
+                self._check()
+                marks = (
+                    f"PRAGMA application_id = {_APPLICATION}; "
+                    f"PRAGMA user_version = {len(_VERSIONS)};"
+                )
+                db.executescript(f"BEGIN IMMEDIATE; {''.join(missing)} {marks} COMMIT;")
+        self._check()
+
+    def _check(self) -> None:
+        """Raises StoreError for a file that is not whole."""
+        [[verdict], *_] = self._db.execute("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise StoreError(f"{self.path} is damaged ({verdict.splitlines()[-1]}): {_DAMAGED}")
 
@@ -150,7 +188,8 @@ def told(path: Path) -> Iterator[None]:
     except Timeout:
         raise StoreError(f"{path} is held by another process: {_HELD}") from None
     except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror}: {_DISK}") from error
+        step = _FULL if error.errno in FULL else _DISK if error.errno in _FAILING else _PLACE
+        raise StoreError(f"{error.filename or path}: {error.strerror}: {step}") from error
     except sqlite3.DatabaseError as error:
         # Of SQLite's codes the last byte is the kind; what it raises by itself has none.
         step = _STEPS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
@@ -160,13 +199,17 @@ def told(path: Path) -> Iterator[None]:
 
 
 _HELD = "end that one, or wait until it has ended"
-_DISK = "see whether the disk is full, fails or may not be written to, and start again"
+_FULL = "free some space and start again: nothing is lost"
+_DISK = "see whether the disk fails or may not be written to, and start again"
+_PLACE = "give another --workdir, which can be made and written to"
 _DAMAGED = (
     "put it aside and start the sweep again: what runs have finished lies in trials, and is found"
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
+_FAILING = (errno.EIO, errno.EROFS)
 _STEPS = {
     sqlite3.SQLITE_BUSY: f"another process writes to it for too long: {_HELD}",
-    sqlite3.SQLITE_FULL: "free some space and start again: nothing is lost",
+    sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_IOERR: _DISK,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,

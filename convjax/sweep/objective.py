@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from convjax.config import Experiment, UserError
-from convjax.names import nearest
+from convjax.names import closest, nearest
 from convjax.ranges import METRICS
 
 DIRECTIONS = {"max": "accuracy", "min": "loss"}
@@ -84,8 +84,12 @@ def parse(text: str) -> Objective:
     """
     words = text.split()
     if len(words) != len(Objective._fields):
+        right = [
+            " ".join((way, split, metric)) for way, metric in DIRECTIONS.items() for split in SPLITS
+        ]
+        hint = closest(text, right) or "max test accuracy"
         raise UserError(
-            f"--objective={text!r}: write direction, split and metric: 'max test accuracy'"
+            f"--objective={text!r}: write direction, split and metric: did you mean {hint!r}?"
         )
     for name, word, choices in zip(Objective._fields, words, (DIRECTIONS, SPLITS, METRICS)):
         if word not in choices:

@@ -4,20 +4,20 @@
     told = [Told({"optimizer.learning_rate": 0.01}, 0.91, "finished"), ...]   # in order of number
     point = sampler.ask(len(told), told)                                      # None: no more points
 
-Nothing is kept from one question to the next, so a sweep that was stopped goes on as it would have.
-Point n of grid, random and halton depends on n alone, wherever it is a new one.
+What is kept from one question to the next saves time alone: a sampler made anew proposes the same,
+so a sweep that was stopped goes on as it would have. Point n of grid, random and halton depends on
+n alone, wherever it is a new one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,11 @@ from convjax.config import UserError
 from convjax.names import nearest
 from convjax.sweep.distributions import SpaceError, at, quiet, share_of
 from convjax.sweep.space import Point, Space, corners, grid, trace, walk
+from convjax.sweep.studies import Kept, Told, suggested, warnings_only
 from convjax.typed import build
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
     from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
 
     from convjax.sweep.distributions import Distribution
 
@@ -40,59 +39,62 @@ if TYPE_CHECKING:
 HOPELESS = ("diverged", "out_of_memory")
 
 
-class Told(NamedTuple):
-    """A point that was asked for, and what came of it.
-
-    value: the objective, its mean over seeds; None if there is none.
-    state: "running", or an outcome of `convjax.sweep.trial`.
-    """
-
-    point: Mapping[str, Any]
-    value: float | None = None
-    state: str = "running"
-
-
-def joined(point: Mapping[str, Any], results: Sequence[tuple[float | None, str]]) -> Told:
+def joined(
+    point: Mapping[str, Any],
+    results: Sequence[tuple[float | None, str]],
+    epochs: Sequence[float] = (),
+) -> Told:
     """What came of a point: the mean over its seeds that finished, unless one of them diverged.
 
+    It is pruned if one of them is. The mean then is of the others and of the last value of those:
+    the seeds that are left are the better ones, and alone would flatter it.
+
     results: (value, state) of the trial of each seed; a waiting one runs, as far as samplers go.
+    epochs: how far each of them came.
 
     >>> joined({"epochs": 2.0}, [(0.5, "finished"), (0.25, "finished"), (None, "killed")]).value
     0.375
+    >>> joined({"epochs": 2.0}, [(0.5, "finished"), (0.25, "pruned")])[1:3]
+    (0.375, 'pruned')
     """
     states = [state for _, state in results]
     for state in ("waiting", "running", *HOPELESS):
         if state in states:
             return Told(point, None, "running" if state == "waiting" else state)
-    for state in ("finished", "pruned"):
-        values = [value for value, its in results if its == state and value is not None]
-        if values:
-            return Told(point, math.fsum(values) / len(values), state)
+    ends = ("finished", "pruned")
+    values = [value for value, state in results if state in ends and value is not None]
+    mean = math.fsum(values) / len(values) if values else None
+    if "pruned" in states:
+        return Told(point, mean, "pruned", math.fsum(epochs))
+    if mean is not None:
+        return Told(point, mean, "finished")
     return Told(point, None, states[0] if states else "running")
 
 
-class Sampler(NamedTuple):
+class Sampler:
     """What proposes points of a space.
 
     propose: the point of a number, at the n-th attempt, after what was told; None if there is none.
     space: where they are from. seed: of what is drawn where it proposes nothing new.
     """
 
-    propose: Callable[[int, int, Sequence[Told]], Point | None]
-    space: Space
-    seed: int
+    def __init__(
+        self,
+        propose: Callable[[int, int, Sequence[Told]], Point | None],
+        space: Space,
+        seed: int,
+    ):
+        self.propose, self.space, self.seed = propose, space, seed
+        self._known: list[_Known] = []
 
     def ask(self, number: int, told: Sequence[Told]) -> Point | None:
         """The next point, which is none of those told; None if all there are have been asked for.
 
         told: in order of number, with those that are running.
         """
-        asked = [build(each.point, Any) for each in told]  # In JSON, tuples are lists.
-        own = [
-            Told(point, each.value, each.state)
-            for point, each in zip(asked, told)
-            if trace(self.space, point) is not None
-        ]
+        self._learn(told)
+        asked = [each.point for each in self._known]
+        own = [each.own for each in self._known if each.own is not None]
         for attempt in range(_ATTEMPTS):
             point = self.propose(number, attempt, own)
             if point is None or point not in asked:
@@ -103,6 +105,30 @@ class Sampler(NamedTuple):
             drawn = (_drawn(self.space, self.seed, number, 1 + n) for n in range(_ATTEMPTS**2))
             return next((point for point in drawn if point not in asked), None)
         return next((point for point in points if point not in asked), None)
+
+    def _learn(self, told: Sequence[Told]) -> None:
+        """Makes `_known` what is told, of which most was so before."""
+        del self._known[len(told) :]
+        for index, each in enumerate(told):
+            if index == len(self._known):
+                self._known.append(self._seen(each))
+            elif each is not self._known[index].told and each != self._known[index].told:
+                self._known[index] = self._seen(each, self._known[index])
+
+    def _seen(self, told: Told, before: _Known | None = None) -> _Known:
+        if before is not None and before.told.point == told.point:
+            return _Known(told, before.point, before.own and told._replace(point=before.point))
+        point = build(told.point, Any)  # In JSON, tuples are lists.
+        own = None if trace(self.space, point) is None else told._replace(point=point)
+        return _Known(told, point, own)
+
+
+class _Known(NamedTuple):
+    """What was told, and its point in types of the space; own: None for another space's."""
+
+    told: Told
+    point: Point
+    own: Told | None
 
 
 def make(name: str, space: Space, seed: int, direction: str = "max") -> Sampler:
@@ -180,30 +206,41 @@ def _cmaes(space: Space, seed: int, greatest: bool) -> Callable[..., Point]:
     if not ranges:
         raise UserError("--sampler=cmaes needs a path that is always varied by a range: take tpe")
 
-    def propose(number: int, attempt: int, told: Sequence[Told]) -> Point:
-        bounds = np.tile([0.0, 1.0], (len(ranges), 1))
-        search = cma.CMA(
+    def begun() -> Any:
+        return cma.CMA(
             mean=np.full(len(ranges), 0.5),
             sigma=1 / 6,  # as Optuna has it: the ends are three deviations away
-            bounds=bounds,
+            bounds=np.tile([0.0, 1.0], (len(ranges), 1)),
             n_max_resampling=10 * len(ranges),
             seed=seed_of(seed, 0),
         )
+
+    search, learnt = begun(), list[Told]()
+
+    def propose(number: int, attempt: int, told: Sequence[Told]) -> Point:
+        nonlocal search
         finished = [
-            (
-                np.array([share_of(each, one.point[path]) for path, each in ranges.items()]),
-                one.value,
-            )
+            one
             for one in _counted(told, greatest)
             if one.state == "finished" and one.value is not None
         ]
+        if finished[: len(learnt)] != learnt:
+            search = begun()
+            learnt.clear()
         size = search.population_size
-        for first in range(0, len(finished) - size + 1, size):
-            generation = finished[first : first + size]
-            search.tell([(x, -value if greatest else value) for x, value in generation])
+        while len(finished) >= len(learnt) + size:
+            generation = finished[len(learnt) : len(learnt) + size]
+            search.tell([(shares_of(one.point), loss_of(one.value)) for one in generation])
+            learnt.extend(generation)
         search.reseed_rng(seed_of(seed, number, attempt))
-        shares = dict(zip(ranges, search.ask().tolist()))
-        return _drawn(space, seed, number, attempt, shares)
+        return _drawn(space, seed, number, attempt, dict(zip(ranges, search.ask().tolist())))
+
+    def shares_of(point: Mapping[str, Any]) -> np.ndarray:
+        return np.array([share_of(each, point[path]) for path, each in ranges.items()])
+
+    def loss_of(value: float | None) -> float:
+        assert value is not None
+        return -value if greatest else value
 
     return propose
 
@@ -239,75 +276,32 @@ NAMES = tuple(_MAKERS)
 def _by_optuna(
     make: Callable[..., BaseSampler], space: Space, seed: int, greatest: bool
 ) -> Callable[..., Point]:
-    """Proposals of a sampler of Optuna's, in a study in memory: its journal bears no torn line."""
+    """Proposals of a sampler of Optuna's."""
+    kept = Kept(space, greatest)
 
     def propose(number: int, attempt: int, told: Sequence[Told]) -> Point:
-        import optuna
+        from optuna.trial import TrialState
 
-        with quiet(), _warnings_only():
-            study = optuna.create_study(
-                direction="maximize" if greatest else "minimize",
-                sampler=make(seed=seed_of(seed, number, attempt)),
-            )
-            _add(study, space, _counted(told, greatest))
+        with quiet(), warnings_only():
+            study = kept.after(_counted(told, greatest))
+            study.sampler = make(seed=seed_of(seed, number, attempt))
             trial = study.ask()
-            return walk(space, functools.partial(_suggested, trial)).point
+            try:
+                return walk(space, functools.partial(suggested, trial)).point
+            finally:
+                study.tell(trial, state=TrialState.FAIL)  # It comes again, once it is told.
 
     return propose
 
 
-def _add(study: Study, space: Space, told: Sequence[Told]) -> None:
-    from optuna.trial import TrialState, create_trial
-
-    states = {
-        "running": TrialState.RUNNING,
-        "finished": TrialState.COMPLETE,
-        "pruned": TrialState.PRUNED,
-    }
-
-    def trial_of(one: Told) -> FrozenTrial:
-        finished, pruned = one.state == "finished", one.state == "pruned"
-        return create_trial(
-            state=states[one.state],
-            value=one.value if finished else None,
-            intermediate_values={0: one.value} if pruned and one.value is not None else {},
-            params=dict(one.point),
-            distributions={**(trace(space, one.point) or {})},
-        )
-
-    study.add_trials(trial_of(one) for one in told if one.state in states)
-
-
-@contextlib.contextmanager
-def _warnings_only() -> Iterator[None]:
-    """Keeps Optuna from telling of each study that is made."""
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def _suggested(trial: Trial, path: str, each: Distribution) -> Any:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    if isinstance(each, CategoricalDistribution):
-        return trial.suggest_categorical(path, each.choices)
-    if isinstance(each, IntDistribution):
-        return trial.suggest_int(path, each.low, each.high, step=each.step)
-    return trial.suggest_float(path, each.low, each.high, log=each.log)
-
-
 def _counted(told: Sequence[Told], greatest: bool) -> list[Told]:
-    """What was told, with the worst value for points that cannot be trained."""
+    """What was told, with the worst value for points that cannot be trained.
+
+    Before any has finished there is no worst, and they have none.
+    """
     values = [one.value for one in told if one.state == "finished" and one.value is not None]
     worst = (min if greatest else max)(values, default=None)
-    counted = [Told(one.point, worst, "finished") if one.state in HOPELESS else one for one in told]
-    # Before any has finished there is no worst.
-    return [one for one in counted if one.state != "finished" or one.value is not None]
+    return [Told(one.point, worst, "finished") if one.state in HOPELESS else one for one in told]
 
 
 def _always_ranges(space: Space) -> dict[str, Distribution]:

@@ -28,18 +28,33 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from convjax.ownership import Owned, owned
 from convjax.sweep.database import Database, StoreError, told
-from convjax.sweep.trial import AGAIN, Attempt, Outcome, Row, Trial, cause_of
+from convjax.sweep.trial import AGAIN, NO_FAULT, Attempt, Outcome, Row, Trial, cause_of
+
+Curve = list[tuple[int, float | None]]  # (step, value) in order of steps; None if it is not finite
+
+
+class News(NamedTuple):
+    """What was reported in a sweep, and which trials have finished, since a mark.
+
+    reports: (place, step, value) in the order in which they came. finished: places.
+    mark: to ask for what comes after these.
+    """
+
+    reports: list[tuple[int, int, float | None]]
+    finished: list[int]
+    mark: tuple[int, int, int]
 
 
 class Store:
     """The trials in a folder, which is made.
 
     tries: how many attempts at a trial are made that were killed, ran out of memory or hung. One
-        that failed or diverged is not made again, one that was interrupted always is.
+        that failed or diverged is not made again, one that was interrupted or found the disk full
+        always is.
     patience: seconds to wait for another process that writes.
 
     Raises:
@@ -52,6 +67,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._database = Database(self.folder / "sweep.db", patience)
         self._read, self._writing = self._database.read, self._database.writing
+        self._broken: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +96,12 @@ class Store:
         """The definitions of all sweeps, by number."""
         found = self._read("SELECT id, definition FROM sweep ORDER BY id")
         return {number: json.loads(text) for number, text in found}
+
+    def definition(self, sweep: int) -> dict[str, Any]:
+        """What a sweep was made with; StoreError if there is none of this number."""
+        for [text] in self._read("SELECT definition FROM sweep WHERE id = ?", sweep):
+            return json.loads(text)
+        raise StoreError(f"there is no sweep {sweep} in {self.folder}: give another --workdir")
 
     def add(self, sweep: int, trials: Iterable[Trial]) -> int:
         """Adds trials to a sweep, all or none; returns how many no sweep had asked for before.
@@ -138,7 +160,13 @@ class Store:
         worker: a name that no other has, nor has had. among: digests, if only these will do.
         closes: whether attempts of workers that are gone are closed for it; False where somebody
             else does, who knows why they ended.
+
+        Raises:
+            StoreError: also once the disk was full for a claim of this store, or the record could
+                not be written: the next trial would meet the same.
         """
+        if self._broken:
+            raise StoreError(self._broken)
         claim = self._claim(sweep, worker, among)
         again = not claim and closes and self.close_killed()
         return self._claim(sweep, worker, among) if again else claim
@@ -162,9 +190,24 @@ class Store:
         return closed
 
     def lost(self, worker: str, outcome: Outcome, cause: str) -> int:
-        """Closes the attempts of a worker that has ended, for one who knows; returns how many."""
+        """Closes the attempts of a worker that has ended, for one who knows; returns how many.
+
+        Those that it has closed itself, as it was interrupted, are such attempts too and count,
+        unless the outcome is INTERRUPTED: give that if the sweep had asked it to end, and what
+        `cause_of(status, asked=False)` says if not. Else what ends workers by SIGTERM, as daemons
+        do that free memory, would have the same trial tried for ever.
+        """
         query = "SELECT id FROM attempt WHERE outcome IS NULL AND worker = ?"
-        return sum(self._close(attempt, outcome, cause) for [attempt] in self._read(query, worker))
+        closed = sum(self._close(each, outcome, cause) for [each] in self._read(query, worker))
+        return closed if outcome in NO_FAULT else closed + self._count(worker, outcome)
+
+    def check_room(self, since: float) -> None:
+        """Raises StoreError if an attempt has found the disk full since that time, as of 1970."""
+        query = (
+            "SELECT trial, cause FROM attempt WHERE outcome = 'disk_full' AND ended >= ? LIMIT 1"
+        )
+        for digest, cause in self._read(query, since):
+            raise StoreError(_full(self.folder_of(digest), cause))
 
     # What people look at.
 
@@ -178,19 +221,81 @@ class Store:
 
     def rows(self, sweep: int) -> list[Row]:
         """The trials of a sweep in their order, with every attempt."""
+        return self.changes(sweep)[0]
+
+    def changes(self, sweep: int, mark: int | None = None) -> tuple[list[Row], int]:
+        """The rows of trials of a sweep that have changed, in their order; and the next mark.
+
+        mark: what the last call gave; None for all trials.
+        """
+        seen, [[now]] = mark or 0, self._read("SELECT coalesce(max(id), 0) FROM change")
         query = (
             "SELECT asked.number AS place, digest, point, seed, config, state, attempt.* "
-            "FROM asked JOIN trial ON digest = asked.trial "
+            # In this order, though a few changes may be fewer than there are trials.
+            "FROM change CROSS JOIN asked ON asked.trial = change.trial "
+            "JOIN trial ON digest = asked.trial "
             "LEFT JOIN attempt ON attempt.trial = digest "
-            "WHERE sweep = ? ORDER BY place, attempt.number"
+            "WHERE change.id > ? AND change.id <= ? AND sweep = ? ORDER BY place, attempt.number"
         )
-        by_place = itertools.groupby(self._read(query, sweep), key=lambda line: line["place"])
-        return [self._row(list(lines)) for _, lines in by_place]
+        lines = self._read(query, seen, now, sweep) if now > seen else []
+        by_place = itertools.groupby(lines, key=lambda line: line["place"])
+        return [self._row(list(each)) for _, each in by_place], now
 
-    def results(self, sweep: int) -> list[tuple[Trial, Any]]:
-        """The trials of a sweep that have finished, in their order, with their results."""
-        rows = self.rows(sweep)
-        return [(row.trial, row.result) for row in rows if row.state == Outcome.FINISHED]
+    # How far trials are.
+
+    def report(self, sweep: int, digest: str, step: int, value: float | None) -> None:
+        """Writes down what the sweep's objective is of a trial after that many steps.
+
+        What was reported of this step and of later ones is forgotten: the run was taken up before
+        them. value: None if it is not finite.
+        """
+        with self._writing() as write:
+            [[objective]] = write(f"SELECT {_OBJECTIVE}", sweep).fetchall()
+            write(
+                "DELETE FROM report WHERE trial = ? AND objective = ? AND step >= ?",
+                *(digest, objective, step),
+            )
+            write(
+                "INSERT INTO report (trial, objective, step, value) VALUES (?, ?, ?, ?)",
+                *(digest, objective, step, value),
+            )
+
+    def curves(self, sweep: int) -> dict[str, Curve]:
+        """What was reported of the trials of a sweep, by digest, whichever sweep they ran in."""
+        query = (
+            "SELECT DISTINCT report.trial, step, value "
+            "FROM report JOIN asked ON asked.trial = report.trial "
+            f"WHERE sweep = ?1 AND objective = {_OBJECTIVE} ORDER BY report.trial, step"
+        )
+        by_trial = itertools.groupby(self._read(query, sweep), key=lambda line: line["trial"])
+        return {trial: [(step, value) for _, step, value in each] for trial, each in by_trial}
+
+    def news(self, sweep: int, mark: tuple[int, int, int] = (0, 0, 0)) -> News:
+        """What came after a mark: reports, also of trials that were asked for since, and ends.
+
+        A trial that is at several places of the sweep is given by the first.
+        """
+        place = "(SELECT min(number) FROM asked WHERE sweep = ?1 AND trial = {}.trial) AS place"
+        # Ends first: whatever has finished has made its reports.
+        [[changed]] = self._read("SELECT coalesce(max(id), 0) FROM change")
+        finished = self._read(
+            f"SELECT {place.format('change')} FROM change CROSS JOIN trial ON digest = trial "
+            "WHERE change.id > ?2 AND change.id <= ?3 AND state = 'finished' AND place IS NOT NULL",
+            *(sweep, mark[1], changed),
+        )
+        [[asked]] = self._read("SELECT coalesce(max(rowid), 0) FROM asked")
+        [[reported]] = self._read("SELECT coalesce(max(id), 0) FROM report")
+        columns = f"SELECT id, {place.format('report')}, step, value"
+        reports = self._read(
+            f"{columns} FROM report "
+            f"WHERE id > ?2 AND id <= ?3 AND objective = {_OBJECTIVE} AND place IS NOT NULL UNION "
+            f"{columns} FROM asked NOT INDEXED CROSS JOIN report ON report.trial = asked.trial "
+            "WHERE asked.rowid > ?4 AND asked.rowid <= ?5 AND sweep = ?1 "
+            f"AND id <= ?3 AND objective = {_OBJECTIVE} ORDER BY id",
+            *(sweep, mark[0], reported, mark[2], asked),
+        )
+        found = [(line["place"], line["step"], line["value"]) for line in reports]
+        return News(found, [each for [each] in finished], (reported, changed, asked))
 
     def folder_of(self, digest: str) -> Path:
         """Where the run of a trial lies."""
@@ -209,7 +314,8 @@ class Store:
         with contextlib.ExitStack() as lease:
             with self._writing() as write:
                 waiting = write(
-                    "SELECT trial, number FROM asked JOIN trial ON digest = trial "
+                    # Those that wait first: of thousands, they may be few.
+                    "SELECT trial, number FROM trial CROSS JOIN asked ON trial = digest "
                     "WHERE sweep = ?1 AND state = 'waiting' "
                     "AND (?2 IS NULL OR digest IN (SELECT value FROM json_each(?2))) "
                     "ORDER BY number",
@@ -261,7 +367,7 @@ class Store:
     ) -> bool:
         """Closes an attempt; False if it was closed before, which then stays as it is."""
         text = None if result is None else json.dumps(result)
-        counts, again = outcome != Outcome.INTERRUPTED, outcome in AGAIN
+        counts, again = outcome not in NO_FAULT, outcome in AGAIN
         with self._writing() as write:
             query = "SELECT trial FROM attempt WHERE id = ? AND outcome IS NULL"
             opened = write(query, attempt).fetchall()
@@ -272,12 +378,30 @@ class Store:
                     *(time.time(), self._heartbeat(digest), outcome, cause, text, attempt),
                 )
                 write(
-                    "UPDATE trial SET tries = tries + ?1, "
-                    "state = CASE WHEN ?2 AND tries + ?1 < ?3 THEN 'waiting' ELSE ?4 END "
+                    "UPDATE trial SET tries = tries + ?1, state = CASE "
+                    "WHEN NOT ?1 OR (?2 AND tries + ?1 < ?3) THEN 'waiting' ELSE ?4 END "
                     "WHERE digest = ?5",
                     *(counts, again, self.tries, outcome, digest),
                 )
         return bool(opened)
+
+    def _count(self, worker: str, outcome: Outcome) -> int:
+        """Has the interrupted attempts of a worker count, as ones of that outcome."""
+        with self._writing() as write:
+            interrupted = write(
+                "UPDATE attempt SET outcome = ? WHERE worker = ? AND outcome = 'interrupted' "
+                "RETURNING trial",
+                *(outcome, worker),
+            ).fetchall()
+            for [digest] in interrupted:
+                # Somebody may have it again already: that attempt is the last one, then.
+                write(
+                    "UPDATE trial SET tries = tries + 1, state = CASE "
+                    "WHEN state = 'waiting' AND tries + 1 >= ? THEN ? ELSE state END "
+                    "WHERE digest = ?",
+                    *(self.tries, outcome, digest),
+                )
+        return len(interrupted)
 
     def _heartbeat(self, digest: str) -> float | None:
         with contextlib.suppress(FileNotFoundError):
@@ -295,6 +419,13 @@ class Store:
         known = {name: line[name] for name in Attempt._fields if name != "log"}
         known["outcome"] = line["outcome"] and Outcome(line["outcome"])
         return Attempt(**known, log=self.log_of(line["digest"], line["number"]))
+
+
+_OBJECTIVE = "(SELECT json_extract(definition, '$.objective') FROM sweep WHERE id = ?1)"
+
+
+def _full(folder: Path, cause: str | None) -> str:
+    return f"{folder} has no room ({cause}): free some space and start again: nothing is lost"
 
 
 def _trial(line: sqlite3.Row) -> Trial:
@@ -348,7 +479,11 @@ class Claim:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         with self._lease:
-            # If the record itself fails, whoever comes next finds the attempt open, and closes it.
-            if self._open and not isinstance(error, StoreError):
+            if self._open and isinstance(error, StoreError):
+                # Whoever comes next finds the attempt open, and closes it.
+                self._store._broken = str(error)
+            elif self._open:
                 ended = (Outcome.FAILED, "it left no result") if error is None else cause_of(error)
+                if ended[0] == Outcome.DISK_FULL:
+                    self._store._broken = _full(self.folder, ended[1])
                 self.fail(*ended)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from convjax import durable
@@ -21,13 +21,14 @@ class Result(NamedTuple):
 
     value: (mean, half of its 95 % confidence interval or None), None if no seed has finished, or
         one of them diverged or took too much memory.
-    finished: how many seeds have.
+    finished: how many seeds have. pruned: how many were given up.
     told: the same for a sampler.
     """
 
     point: Mapping[str, Any]
     value: tuple[float, float | None] | None
     finished: int
+    pruned: int
     rows: Sequence[Row]
     told: Told
 
@@ -50,26 +51,36 @@ def value_of(row: Row, objective: Objective) -> float | None:
 
 def by_point(rows: Sequence[Row], seeds: int, objective: Objective) -> list[Result]:
     """The results in the order in which points were asked for; their trials follow each other."""
-    found = []
-    for _, group in itertools.groupby(rows, key=lambda row: row.trial.number // seeds):
-        own = list(group)
-        point, results = own[0].trial.point, [(value_of(row, objective), row.state) for row in own]
-        good = [value for value, state in results if state == "finished" and value is not None]
-        hopeless = any(state in HOPELESS for _, state in results)
-        value = summary(good) if good and not hopeless else None
-        found.append(Result(point, value, len(good), own, joined(point, results)))
-    return found
+    points = itertools.groupby(rows, key=lambda row: row.trial.number // seeds)
+    return [result_of(list(own), objective) for _, own in points]
 
 
-def best(results: Sequence[Result], objective: Objective) -> Result | None:
-    """The point with the best mean; None if there is none yet."""
-    there = [result for result in results if result.value is not None]
+def result_of(rows: Sequence[Row], objective: Objective) -> Result:
+    """What came of a point, of the trials of its seeds."""
+    point, results = rows[0].trial.point, [(value_of(row, objective), row.state) for row in rows]
+    states = [state for _, state in results]
+    good = [value for value, state in results if state == "finished" and value is not None]
+    value = summary(good) if good and not set(states) & set(HOPELESS) else None
+    told = joined(point, results, [_epochs_of(row) for row in rows])
+    return Result(point, value, len(good), states.count("pruned"), rows, told)
+
+
+def best(results: Iterable[Result], objective: Objective) -> Result | None:
+    """The point with the best mean; None if there is none yet.
+
+    One of which a seed was pruned comes after all others: the seeds that are left are its best.
+    """
     sign = 1 if objective.direction == "max" else -1
-    return max(there, key=lambda each: sign * (each.value or (0.0, None))[0], default=None)
+
+    def rank(result: Result) -> tuple[bool, float]:
+        assert result.value is not None
+        return not result.pruned, sign * result.value[0]
+
+    return max((each for each in results if each.value is not None), key=rank, default=None)
 
 
 def write_csv(store: Store, rows: Sequence[Row], objective: Objective) -> None:
-    """Writes `results.csv`, a line for each trial."""
+    """Writes `results.csv`, a line for each trial; of a path that its point lacks, nothing."""
     paths = list(dict.fromkeys(path for row in rows for path in row.trial.point))
     text = io.StringIO()
     table = csv.writer(text)
@@ -79,15 +90,23 @@ def write_csv(store: Store, rows: Sequence[Row], objective: Objective) -> None:
     for row in rows:
         causes = [attempt.cause for attempt in row.attempts if attempt.cause]
         folder = store.folder_of(row.trial.digest).relative_to(store.folder)
-        values = [_inert(row.trial.point.get(path)) for path in paths]
+        point = row.trial.point
+        # csv would write None as nothing, too.
+        values = [_cell(point[path]) if path in point else "" for path in paths]
         table.writerow(
             [row.trial.number, *values, row.trial.seed, row.state, value_of(row, objective)]
-            + [len(row.attempts), _inert("; ".join(causes)), folder]
+            + [len(row.attempts), _cell("; ".join(causes)), folder]
         )
     durable.replace(store.folder / "results.csv", text.getvalue().encode())
 
 
-def _inert(value: Any) -> Any:
-    """A value that no spreadsheet takes for a formula."""
-    text = value if isinstance(value, str) else ""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def _epochs_of(row: Row) -> float:
+    """How far a trial came that has left results."""
+    last = {} if row.result is None else row.result.get("last", {})
+    return max((line.get("epoch", 0.0) for line in last.values()), default=0.0)
+
+
+def _cell(value: Any) -> str:
+    """A value as text, which no spreadsheet takes for a formula."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else str(value)

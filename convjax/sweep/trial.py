@@ -6,6 +6,7 @@ cause_of(process.returncode)    # (Outcome.KILLED, "segmentation fault (SIGSEGV)
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from convjax.config import UserError
 from convjax.interrupts import Interrupted
 from convjax.names import nearest
+from convjax.sweep.database import FULL
 
 
 class Trial(NamedTuple):
@@ -39,7 +41,11 @@ class Trial(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """How an attempt at a trial ended."""
+    """How an attempt at a trial ended.
+
+    KILLED: by a signal of anybody but the sweep itself, which INTERRUPTED it.
+    DISK_FULL: no room for what it has to write, and so none for the trials after it.
+    """
 
     FINISHED = "finished"
     FAILED = "failed"
@@ -49,6 +55,7 @@ class Outcome(StrEnum):
     KILLED = "killed"
     PRUNED = "pruned"
     INTERRUPTED = "interrupted"
+    DISK_FULL = "disk_full"
 
 
 def outcomes(words: Sequence[str]) -> list[Outcome]:
@@ -93,23 +100,29 @@ class Row(NamedTuple):
 
 
 # What may have come from outside, such as from a neighbour that took all memory: worth another try.
-AGAIN = (Outcome.KILLED, Outcome.OUT_OF_MEMORY, Outcome.HUNG, Outcome.INTERRUPTED)
+AGAIN = (Outcome.KILLED, Outcome.OUT_OF_MEMORY, Outcome.HUNG)
+# What says nothing of the trial: such an attempt does not count.
+NO_FAULT = (Outcome.INTERRUPTED, Outcome.DISK_FULL)
 
 
-def cause_of(end: BaseException | int) -> tuple[Outcome, str]:
+def cause_of(end: BaseException | int, *, asked: bool = True) -> tuple[Outcome, str]:
     """How an attempt ended, and its cause in one line.
 
     end: what it raised; or how its process ended, as `subprocess` has it: an exit status, or a
         signal's number, negative.
+    asked: whether the sweep may have asked it to end. If not, the signal for that has killed it,
+        whether or not it has saved.
 
     >>> cause_of(-9)
     (<Outcome.KILLED: 'killed'>, 'killed (SIGKILL): out of memory?')
     """
-    if isinstance(end, int):
-        return _cause_of_status(end)
     if isinstance(end, SystemExit) and isinstance(end.code, int):
-        return _cause_of_status(end.code)
-    return _outcome_of(end), _line(end)
+        end = end.code
+    outcome, cause = (
+        _cause_of_status(end) if isinstance(end, int) else (_outcome_of(end), _line(end))
+    )
+    killed = outcome == Outcome.INTERRUPTED and not asked
+    return Outcome.KILLED if killed else outcome, cause
 
 
 def _outcome_of(error: BaseException) -> Outcome:
@@ -123,6 +136,8 @@ def _outcome_of(error: BaseException) -> Outcome:
             return Outcome.DIVERGED
         if isinstance(each, MemoryError) or ("JaxRuntimeError" in kinds and _is_full(str(each))):
             return Outcome.OUT_OF_MEMORY
+        if getattr(each, "errno", None) in FULL or any(text in str(each) for text in _NO_ROOM):
+            return Outcome.DISK_FULL
     return Outcome.FAILED
 
 
@@ -144,6 +159,8 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split()).removesuffix(":")
 
 
+# TensorStore, which writes checkpoints, raises errors of no kind.
+_NO_ROOM = [os.strerror(number) for number in FULL]
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -39,7 +39,7 @@ def check(folder, sweep, count):
     with Store(folder) as store:
         assert store.counts(sweep) == {"finished": count}
         rows = store.rows(sweep)
-        assert store.results(sweep) == [
+        assert [(row.trial, row.result) for row in rows] == [
             (trial, result_of(trial)) for trial in map(trial_of, range(count))
         ]
     audit = collections.Counter(lines_of(folder / "audit"))
