@@ -1,9 +1,11 @@
-"""A process that trains one trial of a sweep after another, until whoever started it is gone.
+"""A process that trains the trials of a sweep, until whoever started it is gone.
 
-    python -m convjax.sweep.worker FOLDER SWEEP NAME CORES TRUSTED
+    python -m convjax.sweep.worker FOLDER SWEEP NAME CORES TRUSTED ENGINE
 
-CORES are such as 0,1; TRUSTED is JSON, for `convjax.names.trust_only`. It ends when its standard
-input does, with the trial that it is at saved.
+CORES are such as 0,1; TRUSTED is JSON, for `convjax.names.trust_only`. ENGINE is `processes`, by
+which trials are runs one after another, or `vectorised`, by which those that can share a program
+do; `vectorised=8` has up to 8 of them at once whatever pays. It ends when its standard input does,
+with what it is at saved.
 """
 
 from __future__ import annotations
@@ -16,68 +18,131 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from convjax.config import from_dict
 from convjax.flags import guard, leave
 from convjax.names import trust_only
+from convjax.sweep.pruner import Pruning
 from convjax.sweep.store import Claim, Store
 from convjax.sweep.trial import Outcome, cause_of
 
-_PARTING = 60.0  # seconds in which the trial under way is saved
+if TYPE_CHECKING:
+    from convjax.sitting import Report
+
+_PARTING = 60.0  # seconds in which what is under way is saved
 _MOMENT = 0.1  # seconds after which a worker without a trial looks for one again
 
 
 def main(argv: list[str]) -> None:
     """Works for the sweep that `argv` names."""
-    _, folder, sweep, name, cores, trusted = argv
+    _, folder, sweep, name, cores, trusted, engine = argv
     if (names := json.loads(trusted)) is not None:
         trust_only(names)
     if hasattr(os, "sched_setaffinity"):  # Before JAX counts them.
         os.sched_setaffinity(0, map(int, cores.split(",")))
     ended, working = threading.Event(), threading.Event()
     threading.Thread(target=_wait_for_end, args=(ended, working), daemon=True).start()
-    with Store(folder) as store:
+    with Store(folder) as store, contextlib.ExitStack() as rest:
+        number = int(sweep)
+        pruning = Pruning(store, number, store.definition(number))
+        if engine == "processes":
+            work = lambda claim: train_alone(claim, pruning)  # noqa: E731
+        else:
+            from convjax.sweep.together import Together  # It loads JAX.
+
+            places = int(engine.partition("=")[2] or 0) or None
+            work = rest.enter_context(Together(store, number, name, pruning, places)).train
         while not ended.is_set():
-            claim = store.claim(int(sweep), name, closes=False)
+            claim = store.claim(number, name, closes=False)
             if claim is None:
                 ended.wait(_MOMENT)
                 continue
             working.set()
-            if _work(claim):
-                return  # What took all memory may have kept some of it.
+            try:
+                if work(claim):
+                    return  # What took all memory may have kept some of it.
+            except KeyboardInterrupt:
+                if ended.is_set():
+                    return  # It was asked for.
+                raise
             working.clear()
 
 
-def _work(claim: Claim) -> bool:
+def train_alone(claim: Claim, pruning: Pruning) -> bool:
     """Trains a trial, and has the claim note what comes of it; whether it ran out of memory."""
+    outcome = None
+
+    def report(step: int, results: Any) -> str | None:
+        return pruning.report(claim, step, results)
+
+    with (
+        attempted(claim) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            claim.finish(trained(claim.trial.config, claim.folder, report))
+        except Exception as error:
+            outcome, _ = cause_of(error)
+            raise
+    return outcome == Outcome.OUT_OF_MEMORY
+
+
+@contextlib.contextmanager
+def attempted(claim: Claim) -> Iterator[TextIO]:
+    """Opens the log of an attempt, and writes down what ends it; an error goes no further.
+
+    Raises:
+        StoreError: if the record cannot be written.
+    """
+    from convjax.sitting import Pruned
+    from convjax.sweep.database import StoreError
+
     try:
         with claim, open(claim.log, "w", buffering=1, encoding="utf-8") as log:
             try:
-                with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                    claim.finish(_trained(claim))
+                yield log
+            except Pruned as why:
+                print(f"pruned: {why}", file=log)
+                claim.fail(Outcome.PRUNED, str(why), results_of(claim.folder))
             except BaseException:
                 traceback.print_exc(file=log)
                 raise
-    except Exception as error:
-        return cause_of(error)[0] == Outcome.OUT_OF_MEMORY
-    return False
+    except StoreError:
+        raise
+    except Exception:
+        return  # It is written down.
 
 
-def _trained(claim: Claim) -> dict[str, Any]:
-    """The results of a trial: those of the end, and the last line of each split."""
+def trained(
+    config: dict[str, Any], folder: str | os.PathLike[str], report: Report | None = None
+) -> dict[str, Any]:
+    """Trains a config, as `to_dict` gives it, as a run in a folder; returns its results.
+
+    Raises:
+        Pruned: where the report has ended it; what the run raises.
+    """
     from convjax import compiler, run
     from convjax.allocator import keep_freed_memory
-    from convjax.runlog import RunLog
 
     keep_freed_memory()
     compiler.keep_programs()
-    run.train(from_dict(claim.trial.config), claim.folder)
-    log = RunLog(claim.folder)
+    run.train(from_dict(config), folder, report=report)
+    return results_of(folder)
+
+
+def results_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The results of a run: those of its end, if it came there, and the last line of each split."""
+    from convjax.runlog import RunLog
+
+    log = RunLog(Path(folder))
     record = log.record()
-    finals = {key: value for key, value in record.items() if key.startswith("final")}
-    last = {line["split"]: line for line in log.metrics()}
-    return finals | {"last": last, "seconds": record["seconds"], "digest": record["digest"]}
+    known = ("final", "seconds", "digest")
+    finals = {key: value for key, value in record.items() if key.startswith(known)}
+    return finals | {"last": {line["split"]: line for line in log.metrics()}}
 
 
 def _wait_for_end(ended: threading.Event, working: threading.Event) -> None:
