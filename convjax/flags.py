@@ -28,7 +28,7 @@ import convjax.config
 from convjax import interrupts
 from convjax.config import ConfigError, Experiment, UserError, flatten, from_dict, to_dict, validate
 from convjax.names import closest, nearest, trust_as_before, trust_only
-from convjax.pages import CONFIGS, listed, load
+from convjax.pages import CONFIGS, SWEEPS, listed, load
 from convjax.typed import field_types, is_open, type_name, unknown_key
 
 DEFAULT = CONFIGS / "fashion_mini.py"
@@ -96,11 +96,19 @@ def parse(options: flags.FlagValues, argv: Sequence[str], doc: str | None) -> No
 
 
 def parse_experiment(
-    options: flags.FlagValues, argv: Sequence[str], doc: str | None, default: str = str(DEFAULT)
+    options: flags.FlagValues,
+    argv: Sequence[str],
+    doc: str | None,
+    default: str = str(DEFAULT),
+    *,
+    base: Callable[[], Experiment | None] = lambda: None,
 ) -> Experiment:
     """Does what `parse` does, and returns the experiment of `--config` with its overrides applied.
 
     Of a saved FILE.json no function of another package is called, unless `--trust` is given.
+
+    base: asked once the flags are parsed, and if there is no `--config` among them: what to take in
+        place of the default, or None.
 
     Raises: UserError for all that `parse` refuses, and for a config that cannot be run.
     """
@@ -117,7 +125,8 @@ def parse_experiment(
         raise UserError(str(error).removeprefix("ERROR:: ")) from None
     rest, changes = _split(words)
     parse(options, rest, doc)
-    config = override(load(source.value), changes)
+    found = None if options["config"].present else base()
+    config = override(found or load(source.value), changes)
     validate(config)
     if source.value.endswith(".json") and not trust.value:
         # What is written on the command line is known to whoever wrote it.
@@ -264,6 +273,9 @@ def _help(options: flags.FlagValues, doc: str) -> str:
     if "config" in options:
         lines += ["", "Config pages:"]
         lines += [f"  {path}: {text}" for path, text in listed().items()]
+        if "sweep" in options:
+            lines += ["", "Sweep pages:"]
+            lines += [f"  {path}: {text}" for path, text in listed(SWEEPS).items()]
         lines += ["", "Keys of a config, with the defaults of a page that says nothing:"]
         lines += [f"  --config.{path}={value!r}: {text}" for path, value, text in _keys()]
     return "\n".join(lines)

@@ -1,78 +1,78 @@
 """Trains many ConvNets, one for each choice of hyperparameters and each seed, and tells the best.
 
   python -m experiments.sweep --vary='optimizer.learning_rate=log(1e-4, 1e-1)' --trials=20
-  python -m experiments.sweep --vary='model.args.width=8,16,32' --sampler=grid --seeds=3 --workers=2
+  python -m experiments.sweep --vary=model.args.width=8,16 --sampler=grid --seeds=3
+  python -m experiments.sweep --sweep=configs/sweeps/learning_rate.py --config.epochs=2
+  python -m experiments.sweep --workdir=sweeps/learning_rate --report
 
 The same command on the same --workdir goes on where it stopped.
 """
 
+import functools
 import sys
+from typing import Any
 
 from absl import flags
 
-from convjax.config import UserError
 from convjax.flags import guard, leave, parse_experiment
+from convjax.sweep.pages import asked_for, changed, folder_of, trust_values
+from convjax.sweep.space import space_of
+
+TEXT, NUMBER, YES = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
+SEVERAL, REAL, LIST = flags.DEFINE_multi_string, flags.DEFINE_float, flags.DEFINE_list
+FLAGS: tuple[tuple[Any, str, Any, str], ...] = (
+    (TEXT, "sweep", None, "a page that makes a sweep, FILE.py or FILE.py:ARGUMENT, for --vary"),
+    (TEXT, "workdir", None, "the folder of the record and of all runs; sweeps/NAME without it"),
+    (SEVERAL, "vary", [], "PATH=log(a, b), uniform(a, b), integers(a, b) or values; repeatable"),
+    (NUMBER, "seeds", None, "runs of each point, of seeds config.seed, config.seed + 1, ...; 1"),
+    (NUMBER, "trials", None, "the number of points; without it, all of a grid"),
+    (TEXT, "sampler", None, "grid, random, halton, tpe (without it), cmaes or gp"),
+    (TEXT, "pruner", None, "halving, hyperband or median: ends trials early that fall behind"),
+    (TEXT, "objective", None, "such as 'min valid loss'; without it 'max test accuracy'"),
+    (TEXT, "engine", "auto", "auto, vectorised or processes, on this machine; ray or slurm"),
+    (NUMBER, "workers", None, "processes; on a cluster, trials at once"),
+    (TEXT, "address", None, "of a Ray cluster; without it Ray is started on this machine"),
+    (SEVERAL, "slurm", [], "KEY=VALUE of its jobs, such as partition=gpu; repeatable"),
+    (NUMBER, "cpus", 1, "cores of each trial on a cluster"),
+    (NUMBER, "gpus", 0, "GPUs of each trial on a cluster"),
+    (REAL, "hang_after", 3600.0, "seconds without metrics after which a trial is taken to hang"),
+    (YES, "fail_fast", False, "end at the first trial that fails or diverges"),
+    (LIST, "retry", [], "outcomes of trials that are run once more, such as failed,killed"),
+    (YES, "dry_run", False, "print what would be run, and run nothing"),
+    (YES, "report", False, "write sweep.html of what is in --workdir, and run nothing"),
+)
 
 
 def main(argv: list[str]) -> None:
     """Sweeps what `argv` asks for; raises UserError for what a person can put right."""
-    options = flags.FlagValues()
-    text = "the folder of the record and of all runs; without it, sweeps/NAME of --config.name"
-    workdir = flags.DEFINE_string("workdir", None, text, flag_values=options)
-    text = "PATH=log(a, b), uniform(a, b), integers(a, b) or values; may be given several times"
-    vary = flags.DEFINE_multi_string("vary", [], text, flag_values=options)
-    text = "runs of each point, of seeds config.seed, config.seed + 1, ..."
-    seeds = flags.DEFINE_integer("seeds", 1, text, flag_values=options)
-    text = "the number of points; without it, all of a grid"
-    trials = flags.DEFINE_integer("trials", None, text, flag_values=options)
-    text = "grid, random, halton, tpe, cmaes or gp"
-    sampler = flags.DEFINE_string("sampler", "tpe", text, flag_values=options)
-    text = "what is looked for, such as 'min valid loss'"
-    objective = flags.DEFINE_string("objective", "max test accuracy", text, flag_values=options)
-    text = "processes that train, each with its share of the cores or a GPU of its own"
-    workers = flags.DEFINE_integer("workers", 1, text, flag_values=options)
-    text = "seconds without a line of metrics after which a trial is taken to hang"
-    hang_after = flags.DEFINE_float("hang_after", 3600.0, text, flag_values=options)
-    text = "end at the first trial that fails or diverges"
-    fail_fast = flags.DEFINE_bool("fail_fast", False, text, flag_values=options)
-    text = "outcomes of trials that are run once more, such as failed,killed"
-    retry = flags.DEFINE_list("retry", [], text, flag_values=options)
-    text = "print what would be run, and run nothing"
-    dry_run = flags.DEFINE_bool("dry_run", False, text, flag_values=options)
-    config = parse_experiment(options, argv, __doc__)
-    if not vary.value:
-        raise UserError("--vary is missing: give --vary='optimizer.learning_rate=log(1e-4, 1e-1)'")
-    for flag in (seeds, trials, workers, hang_after):
-        if flag.value is not None and not flag.value >= 1:
-            raise UserError(f"--{flag.name}={flag.value}: give 1 or more")
-
+    given = flags.FlagValues()
+    for define, name, default, text in FLAGS:
+        define(name, default, text, flag_values=given)
+    page = functools.cache(lambda: asked_for(given.sweep, given.vary))
+    base = lambda: page().config if given.sweep else None  # noqa: E731
+    config = parse_experiment(given, argv, __doc__, base=base)
     # They load NumPy and Optuna: not before all that can be checked without it is right.
-    from convjax.sweep.launch import launch, plan
-    from convjax.sweep.space import Sweep
+    from convjax.sweep.engines import Engine, options
+    from convjax.sweep.launch import NothingFinished, launch, plan, report
     from convjax.sweep.trial import outcomes
 
-    sweep = Sweep(
-        vary.value,
-        config,
-        seeds=seeds.value,
-        trials=trials.value,
-        sampler=sampler.value,
-        objective=objective.value,
-    )
-    if dry_run.value:
-        print(plan(sweep))
+    if given.report:
+        print(report(given.workdir))
         return
-    folder = workdir.value or f"sweeps/{config.name}"
-    print(
-        launch(
-            sweep,
-            folder,
-            workers=workers.value,
-            hang_after=hang_after.value,
-            fail_fast=fail_fast.value,
-            retry=outcomes(retry.value),
-        )
-    )
+    fields = ("seeds", "trials", "sampler", "pruner", "objective")
+    sweep = changed(page(), config, {name: given[name].value for name in fields})
+    trust_values(space_of(sweep.vary))
+    elsewhere = {"slurm": options(given.slurm), "cpus": given.cpus, "gpus": given.gpus}
+    engine = Engine(given.engine, given.workers, given.hang_after, given.address, **elsewhere)
+    if given.dry_run:
+        print(plan(sweep, engine))
+        return
+    folder, again = given.workdir or folder_of(given.sweep, config), outcomes(given.retry)
+    try:
+        print(launch(sweep, folder, engine=engine, fail_fast=given.fail_fast, retry=again))
+    except NothingFinished as error:
+        print(error)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that work on a sweep, each with its share of this machine's cores, or a GPU of its own.
+"""Processes that work on a sweep, each with its share of this machine's cores and GPUs.
 
 with Workers(store, sweep, count=4) as workers:
     while store.counts(sweep).get("waiting"):
@@ -7,6 +7,7 @@ with Workers(store, sweep, count=4) as workers:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,15 +15,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
 from convjax.config import UserError
 from convjax.names import trusted
 from convjax.sweep.store import Store
-from convjax.sweep.trial import Outcome, cause_of
+from convjax.sweep.trial import Attempt, Outcome, Row, cause_of
 
+_DEV = Path("/dev")
 _PARTING = 70.0  # seconds in which a worker that is to end does
 _STILLBORN = 3  # workers in a row that end before they take a trial
 
@@ -31,13 +33,34 @@ class Workers:
     """So many processes; use it in a `with`, after which none is left.
 
     hang_after: seconds without a new line of metrics after which a trial is taken to hang.
+    engine: what the workers are told about how to train, as `convjax.sweep.worker` knows it.
+    all_gpus: whether a worker has its part of all GPUs, and not one alone.
+    told: is told what workers print, line by line; what else there is lies in logs/workers.err.
     """
 
-    def __init__(self, store: Store, sweep: int, count: int, hang_after: float):
+    def __init__(
+        self,
+        store: Store,
+        sweep: int,
+        count: int,
+        hang_after: float,
+        engine: str = "processes",
+        *,
+        all_gpus: bool = False,
+        told: Callable[[str], None] = print,
+    ):
         self._store, self._sweep, self._hang_after = store, sweep, hang_after
-        self._shares = list(shares(count))
+        self._engine, self._told = engine, told
+        logs = store.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        # Files and no pipes: a worker may go on to save its run when nobody reads any more.
+        self._out, self._err = logs / "workers.txt", logs / "workers.err"
+        self._heard = self._out.stat().st_size if self._out.exists() else 0
+        self._shares = list(shares(count, all_gpus=all_gpus))
         self._running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
         self._stillborn = 0
+        self._mark = None
+        self._under_way: dict[int, Row] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -51,10 +74,12 @@ class Workers:
             try:
                 process.wait(max(end - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                _kill(process)
                 self._store.lost(name, Outcome.INTERRUPTED, f"did not end in {_PARTING:.0f} s")
-            self._store.lost(name, *cause_of(process.returncode))
+            else:
+                _kill(process)
+                self._store.lost(name, *_parted(process.returncode))
+        self._hear()
 
     def look_after(self) -> None:
         """Starts what is missing, notes what died and why, and ends what hangs.
@@ -62,6 +87,7 @@ class Workers:
         Raises:
             UserError: if workers end as they begin.
         """
+        self._hear()
         for place, share in enumerate(self._shares):
             name, process = self._running.get(place, ("", None))
             if process is not None and process.poll() is None:
@@ -69,13 +95,14 @@ class Workers:
             if process is not None:
                 assert process.stdin is not None
                 process.stdin.close()
-                lost = self._store.lost(name, *cause_of(process.returncode))
+                _kill(process)
+                lost = self._store.lost(name, *cause_of(process.returncode, asked=False))
                 # One that ran out of memory has closed its trial, and ends with 0.
                 self._stillborn = self._stillborn + 1 if process.returncode and not lost else 0
                 if self._stillborn == _STILLBORN:
                     raise UserError(
                         f"{_STILLBORN} workers in a row ended before they took a trial, the last "
-                        f"with {cause_of(process.returncode)[1]}: what they told stands above"
+                        f"with {cause_of(process.returncode)[1]}: {self._err} says why"
                     )
             self._running[place] = self._started(share)
         self._store.close_killed(but=[name for name, _ in self._running.values()])
@@ -86,52 +113,140 @@ class Workers:
         known = trusted()
         names = json.dumps(None if known is None else sorted(known))
         words = [str(self._store.folder), str(self._sweep), name, share["cores"], names]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "convjax.sweep.worker", *words],
-            stdin=subprocess.PIPE,
-            env=os.environ | {key: value for key, value in share.items() if key.isupper()},
-            # A Ctrl-C is this process's to hand on.
-            start_new_session=True,
-        )
+        with open(self._out, "ab") as out, open(self._err, "ab") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "convjax.sweep.worker", *words, self._engine],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                env=os.environ | environment_of(share),
+                # A Ctrl-C is this process's to hand on; and what a worker starts can end with it.
+                start_new_session=True,
+            )
         return name, process
 
+    def _hear(self) -> None:
+        """Tells the whole lines that workers have printed since the last time."""
+        with contextlib.suppress(FileNotFoundError), open(self._out, "rb") as file:
+            file.seek(self._heard)
+            lines = file.read().splitlines(keepends=True)
+            for line in lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]:
+                self._heard += len(line)
+                self._told(line.decode(errors="replace").rstrip())
+
     def _end_hanging(self) -> None:
-        now = time.time()
-        by_name = dict(self._running.values())
-        for row in self._store.rows(self._sweep):
+        under_way = self._open()
+        for place, (worker, process) in list(self._running.items()):
+            attempts = under_way.get(worker)
+            if not attempts:
+                continue
+            quiet = time.time() - max(self._last_sign(*each) for each in attempts)
+            if quiet > self._hang_after:
+                assert process.stdin is not None
+                process.stdin.close()
+                _kill(process)
+                del self._running[place]
+                self._hung(worker, attempts, f"no line of metrics in {quiet:.0f} seconds")
+
+    def _hung(self, worker: str, attempts: list[tuple[str, Attempt]], cause: str) -> None:
+        """Closes what a worker that hung was at when it was ended."""
+        left = self._open().get(worker, [])
+        if {attempt.log for _, attempt in left} & {attempt.log for _, attempt in attempts}:
+            self._store.lost(worker, Outcome.HUNG, cause)
+        else:
+            # It had gone on in the last moment, and what it has begun since is not to blame.
+            cause = "its worker was ended for another trial, which seemed to hang"
+            self._store.lost(worker, Outcome.INTERRUPTED, cause)
+
+    def _open(self) -> dict[str, list[tuple[str, Attempt]]]:
+        """The attempts under way of each worker, with the digests of their trials."""
+        changed, self._mark = self._store.changes(self._sweep, self._mark)
+        for row in changed:
+            self._under_way.pop(row.trial.number, None)
+            if row.state == "running":
+                self._under_way[row.trial.number] = row
+        found: dict[str, list[tuple[str, Attempt]]] = {}
+        for row in self._under_way.values():
             for attempt in row.attempts:
-                process = by_name.get(attempt.worker)
-                if attempt.outcome is not None or process is None:
-                    continue
-                metrics = self._store.folder_of(row.trial.digest) / "metrics.jsonl"
-                last = metrics.stat().st_mtime if metrics.exists() else 0.0
-                quiet = now - max(last, attempt.began)
-                if quiet > self._hang_after:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
-                    cause = f"no line of metrics in {quiet:.0f} seconds"
-                    self._store.lost(attempt.worker, Outcome.HUNG, cause)
+                if attempt.outcome is None:
+                    found.setdefault(attempt.worker, []).append((row.trial.digest, attempt))
+        return found
+
+    def _last_sign(self, digest: str, attempt: Attempt) -> float:
+        """When an attempt had begun, or had last written a line of metrics."""
+        with contextlib.suppress(FileNotFoundError):
+            metrics = self._store.folder_of(digest) / "metrics.jsonl"
+            return max(metrics.stat().st_mtime, attempt.began)
+        return attempt.began
 
 
-def shares(count: int) -> Iterator[dict[str, str]]:
-    """What each of so many workers has: `cores`, and of GPUs `CUDA_VISIBLE_DEVICES`."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-    else:
-        cores = list(range(os.cpu_count() or 1))
-    gpus = _gpus()
+def _parted(status: int) -> tuple[Outcome, str]:
+    """How the attempts of a worker ended that was asked to end."""
+    return (Outcome.INTERRUPTED, "ended with the sweep") if status == 0 else cause_of(status)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process with all that it has started, if anything of it is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def shares(count: int, *, all_gpus: bool = False) -> Iterator[dict[str, str]]:
+    """What each of so many workers has: `cores`, `gpus` of NVIDIA, and `memory` of a shared GPU.
+
+    Cores are divided. So are GPUs with all_gpus; without, each worker has one. `memory` is the
+    share of a GPU's that each of several workers takes who have to share it, or "".
+    """
+    of_all, there = cores(), gpus()
     for worker in range(count):
-        own = cores[worker::count] or [cores[worker % len(cores)]]
-        share = {"cores": ",".join(map(str, own))}
-        if gpus:
-            share["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
-        yield share
+        own = of_all[worker::count] or [of_all[worker % len(of_all)]]
+        one = worker % len(there) if there else 0
+        together = len(range(one, count, len(there))) if there else 0
+        divided = there[worker::count] if all_gpus else []
+        yield {
+            "cores": ",".join(map(str, own)),
+            "gpus": ",".join(divided or there[one : one + 1]),
+            "memory": f"{_OF_A_GPU / together:.3f}" if together > 1 else "",
+        }
 
 
-def _gpus() -> list[str]:
+def environment_of(share: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which a process has its share; what is set already about memory stays."""
+    variables = {"CUDA_VISIBLE_DEVICES": share["gpus"]} if share["gpus"] else {}
+    if share["memory"] and not any(name in os.environ for name in _MEMORY):
+        variables["XLA_CLIENT_MEM_FRACTION"] = share["memory"]
+    return variables
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def has_accelerators() -> bool:
+    """Whether JAX may find something else than the CPU: GPUs of NVIDIA or AMD, or TPUs."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    found = (
+        each for pattern in ("kfd", "accel[0-9]*", "vfio/[0-9]*") for each in _DEV.glob(pattern)
+    )
+    return bool(gpus()) or any(found)
+
+
+def gpus() -> list[str]:
     """The GPUs of NVIDIA that this process may use."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         return [each for each in told.split(",") if each]
-    found = Path("/dev").glob("nvidia[0-9]*")
-    return sorted(each.name.removeprefix("nvidia") for each in found)
+    found = _DEV.glob("nvidia[0-9]*")
+    return sorted((each.name.removeprefix("nvidia") for each in found), key=int)
+
+
+_OF_A_GPU = 0.9  # that JAX takes in all: each process has some beside what it asks for
+_MEMORY = (
+    *("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"),
+    *("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"),
+)

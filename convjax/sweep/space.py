@@ -101,6 +101,8 @@ class Sweep:
     """The number of points; None for all of a grid."""
     sampler: str = "tpe"
     """One of `convjax.sweep.sampler.NAMES`."""
+    pruner: str | None = None
+    """One of `convjax.sweep.pruner.NAMES`, by which trials that fall behind end early; or None."""
     objective: str = "max test accuracy"
     """What `convjax.sweep.objective.parse` reads."""
 

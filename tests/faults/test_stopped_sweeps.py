@@ -29,7 +29,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_table(
     monkeypatch.setenv("CONVJAX_CACHE", str(tmp_path / "programs"))
     words = ["--vary=optimizer.learning_rate=0.05,0.2", "--sampler=grid", "--seeds=2"]
     words += ["--config.model.name=sweep_models:tiny", "--config.data.name=sweep_models:pictures"]
-    words += ["--config.batch_size=5", "--config.epochs=40", "--workers=2"]
+    words += ["--config.batch_size=5", "--config.epochs=40", "--engine=processes", "--workers=2"]
 
     def start(folder):
         command = [sys.executable, "-m", "experiments.sweep", *words, f"--workdir={folder}"]
