@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: train test faults lint format clean bench bench-quick bench-ops bench-accuracy bench-gpu
+.PHONY: train test faults lint format clean bench bench-quick bench-ops bench-accuracy bench-sweep bench-gpu
 
 train: $(VENV)/.installed
 	$(RUN) -m experiments.train
@@ -35,6 +35,9 @@ bench-ops: $(VENV)/.installed-bench
 
 bench-accuracy: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks.accuracy --config.augment.parts=flip
+
+bench-sweep: $(VENV)/.installed-bench
+	$(RUN) -m benchmarks.sweep
 
 bench-gpu: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks.gpu

@@ -201,14 +201,14 @@ def convnext_tiny(classes: int) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
-def small(classes: int, size: int, channels: int = 1) -> nn.Module:
+def small(classes: int, size: int, channels: int = 1, width: int = 32) -> nn.Module:
     """The small ConvNet of convjax, whose three pools leave images of that size."""
 
     def features(before: int, width: int, pool: bool) -> list[nn.Module]:
         conv, norm = conv_norm(before, width, 3)
         return [conv, *([nn.MaxPool2d(2)] if pool else []), norm, nn.ReLU(inplace=True)]
 
-    layers, width = features(channels, 32, True), 32
+    layers = features(channels, width, True)
     for _ in range(2):
         layers += [*features(width, 2 * width, True), *features(2 * width, 2 * width, False)]
         layers.append(nn.Dropout(0.3))
