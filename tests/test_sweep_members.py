@@ -244,6 +244,15 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
     assert line.endswith(says)
 
 
+def test_long_steps_on_a_cpu_are_not_measured_beside_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(Members, "_seconds_alone", lambda self, place: 5e-3)
+    monkeypatch.setattr(rooms, "_WORTH", 0)
+    told = []
+    trials = train(tmp_path, [config(n, epochs=1) for n in range(2)], places=None, told=told.append)
+    assert len(trials.ended) == 2
+    assert told[0].startswith("one run after another: a step takes 5 ms, which keeps a CPU busy")
+
+
 def test_little_work_is_not_measured(tmp_path):
     told = []
     trials = train(tmp_path, [config(n, epochs=1) for n in range(2)], places=None, told=told.append)

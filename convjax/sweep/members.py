@@ -232,11 +232,8 @@ class Members:
             compiled = self._alone.compiled()
         alone = self._seconds_alone(place)
         self._costs[1] = alone
-        work = runs * plan.steps * alone
-        if work < _WORTH * compiled.seconds:
-            self._told(
-                f"one run after another: {work:.0f} s of work are not worth a look at more at once"
-            )
+        if why := self._not_worth(runs * plan.steps * alone, compiled.seconds):
+            self._told(f"one run after another: a step takes {alone * 1e3:.3g} ms, {why}")
             return []
         best, sizes = alone, []
         for base in _SIZES:
@@ -264,6 +261,17 @@ class Members:
         says = f"{least} at once" if sizes and each[least] * 1.1 < alone else "one after another"
         self._told(f"a step of one run {alone * 1e3:.3g} ms, {shown} each: {says}")
         return sizes
+
+    def _not_worth(self, work: float, compilation: float) -> str | None:
+        """Why it is not worth while to look at more at once; None if it may be.
+
+        work: seconds that all runs take one after another. compilation: of a run on its own.
+        """
+        if work < _WORTH * compilation:
+            return f"and {work:.0f} s of work are not worth a look at more at once"
+        if self.group.devices[0].platform == "cpu" and self._costs[1] > _LONG_ON_CPU:
+            return "which keeps a CPU busy: more at once would not be faster"
+        return None
 
     def _rounded(self, size: int) -> int:
         """A number of places that the devices can share."""
@@ -413,3 +421,5 @@ def _seconds(step: Callable[[], Any]) -> float:
 _SIZES = (8, 32, 128)  # places that are tried, each only if the one before has paid
 _LOOK = 0.5  # seconds for which each is looked at
 _WORTH = 3  # A look costs about one or two compilations.
+# Seconds. A CPU gains what a call and its many small operations cost, and no more: docs/decisions.
+_LONG_ON_CPU = 4e-3

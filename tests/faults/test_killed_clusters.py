@@ -3,12 +3,11 @@
 import io
 import os
 import signal
-import time
 from pathlib import Path
 
 import fake_slurm
 import pytest
-from cluster_sweep import alone, base, begin, start
+from cluster_sweep import alone, attempts_of, base, begin, has_trained, start, wait_until
 
 from convjax import run
 from convjax.runlog import RunLog
@@ -34,22 +33,6 @@ def engine(request, monkeypatch, tmp_path, cache):
     else:
         with alone() as network:
             yield lambda folder, **options: start(folder, network, name="ray", count=1, **options)
-
-
-def wait_until(happened, timeout=60):
-    end = time.monotonic() + timeout
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def has_trained(folder):
-    return any(each.stat().st_size for each in folder.glob("trials/*/metrics.jsonl"))
-
-
-def attempts_of(folder):
-    with Store(folder) as store:
-        return [[each.outcome for each in row.attempts] for row in store.rows(1)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

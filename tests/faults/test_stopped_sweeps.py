@@ -20,16 +20,24 @@ def table(folder):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+    ("number", "engine"),
+    [
+        (signal.SIGKILL, "--engine=processes"),
+        (signal.SIGTERM, "--engine=vectorised=2"),
+        pytest.param(signal.SIGKILL, "--engine=vectorised=2", marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, "--engine=processes", marks=pytest.mark.full),
+        pytest.param(signal.SIGKILL, "--engine=auto", marks=pytest.mark.full),
+    ],
 )
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_table(
-    tmp_path, monkeypatch, observed, number
+    tmp_path, monkeypatch, observed, number, engine
 ):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv("CONVJAX_CACHE", str(tmp_path / "programs"))
     words = ["--vary=optimizer.learning_rate=0.05,0.2", "--sampler=grid", "--seeds=2"]
     words += ["--config.model.name=sweep_models:tiny", "--config.data.name=sweep_models:pictures"]
-    words += ["--config.batch_size=5", "--config.epochs=40", "--engine=processes", "--workers=2"]
+    words += ["--config.batch_size=5", "--config.epochs=40", engine]
+    words += ["--workers=2"] * ("vectorised" not in engine)
 
     def start(folder):
         command = [sys.executable, "-m", "experiments.sweep", *words, f"--workdir={folder}"]
