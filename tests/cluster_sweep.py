@@ -8,14 +8,18 @@ Ray is started by `alone`, on a network of its own that has the loopback alone.
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import fake_slurm
 import pytest
+import submitit
 
 from convjax.config import Data, Experiment, Model, Optimizer, digest, to_dict
 from convjax.flags import guard, leave
@@ -62,6 +66,41 @@ def start(folder, before=(), **options):
     """The sweep as a process; before: words before its command."""
     command = [sys.executable, __file__, str(folder), json.dumps(options)]
     return subprocess.Popen([*before, *command], stderr=subprocess.PIPE, text=True)
+
+
+def has_trained(folder):
+    """Whether a run of the sweep has told of a step."""
+    return any(each.stat().st_size for each in folder.glob("trials/*/metrics.jsonl"))
+
+
+def attempts_of(folder):
+    """The outcomes of all attempts at each trial, in their order."""
+    with Store(folder) as store:
+        return [[each.outcome for each in row.attempts] for row in store.rows(1)]
+
+
+def wait_until(happened, timeout=60):
+    end = time.monotonic() + timeout
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def jobs_of(folder, monkeypatch):
+    """Makes `folder/bin` Slurm; gives the folder of its jobs, of which none is left running."""
+    for name, text in fake_slurm.install(folder).items():
+        monkeypatch.setenv(name, text)
+    # It knows the states of all jobs of a process, whose numbers begin anew here.
+    watcher = type(submitit.SlurmJob.watcher)(delay_s=600)
+    monkeypatch.setattr(submitit.SlurmJob, "watcher", watcher)
+    try:
+        yield folder / "jobs"
+    finally:
+        for process in folder.glob("jobs/*/process"):
+            if (process.parent / "state").read_text() == "RUNNING":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process.read_text()), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from unittest import mock
 
 import fake_slurm
 import pytest
+from cluster_sweep import base
 
 from convjax import run
-from convjax.config import Data, Experiment, Model, Optimizer, UserError, read_json
+from convjax.config import Model, UserError, read_json
 from convjax.names import trust_as_before, trust_only
 from convjax.runlog import RunLog
 from convjax.sweep import rehearsal
@@ -26,18 +27,6 @@ from convjax.sweep.trial import Outcome, Row, Trial
 
 ROOT = Path(__file__).parent.parent
 RATES = ("optimizer.learning_rate=0.05,0.2",)
-
-
-def base():
-    return Experiment(
-        name="tiny",
-        batch_size=5,
-        epochs=1,
-        log_every_steps=2,
-        model=Model("sweep_models:tiny"),
-        data=Data("sweep_models:pictures"),
-        optimizer=Optimizer("sgd", 0.1, args={"momentum": 0.9}),
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -54,40 +43,42 @@ def table(folder):
 
 
 def test_every_trial_gives_what_it_gives_alone_and_none_is_run_twice(tmp_path):
-    sweep, out = Sweep(RATES, base(), seeds=2, sampler="grid"), io.StringIO()
-    line = launch(sweep, tmp_path / "sweep", engine="processes", workers=2, out=out)
-    rows = table(tmp_path / "sweep")
+    folder, out = tmp_path / "sweep", io.StringIO()
+    smaller = Sweep(("optimizer.learning_rate=0.05",), base(), seeds=2, sampler="grid")
+    launch(smaller, folder, engine="processes", out=out)
+    before = {path: path.stat().st_mtime for path in folder.rglob("run.json")}
+    assert len(before) == 2
+    # A larger space adds what is not there.
+    sweep = Sweep(RATES, base(), seeds=2, sampler="grid")
+    line = launch(sweep, folder, engine="processes", workers=2, out=out)
+    rows = table(folder)
     assert [(row["optimizer.learning_rate"], row["seed"], row["state"]) for row in rows] == [
         *(("0.05", "0", "finished"), ("0.05", "1", "finished")),
         *(("0.2", "0", "finished"), ("0.2", "1", "finished")),
     ]
-    told = out.getvalue().splitlines()
-    assert [text.split()[0] for text in told] == ["1/4", "2/4", "3/4", "4/4"]
-    assert (tmp_path / "sweep" / "sweep.html").is_file()
-    for row in rows[1:3]:  # Of another rate, and of another seed.
-        log = RunLog(tmp_path / "sweep" / row["folder"])
-        config = read_json(log.config_file)
-        run.train(config, tmp_path / row["folder"], out=io.StringIO())
-        found, alone = (
-            RunLog(folder / row["folder"]).record()["final"]
-            for folder in (tmp_path / "sweep", tmp_path)
-        )
-        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-        assert float(row["max test accuracy"]) == found["accuracy"] == alone["accuracy"]
+    told = [text.split()[0] for text in out.getvalue().splitlines()]
+    assert told == ["1/2", "2/2", "1/4", "2/4", "3/4", "4/4"]
+    assert (folder / "sweep.html").is_file()
+    row = rows[3]  # Of another rate, and of another seed.
+    log = RunLog(folder / row["folder"])
+    config = read_json(log.config_file)
+    assert (config.optimizer.learning_rate, config.seed) == (0.2, 1)
+    run.train(config, tmp_path / "alone", out=io.StringIO())
+    found, alone = log.record()["final"], RunLog(tmp_path / "alone").record()["final"]
+    assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert float(row["max test accuracy"]) == found["accuracy"] == alone["accuracy"]
     means = [
         sum(float(row["max test accuracy"]) for row in rows[first : first + 2]) / 2
         for first in (0, 2)
     ]
     assert line.startswith(f"max test accuracy {max(means):.4f} ± ")
-    # The same again reads what is there; a larger space adds what is not.
-    before = {path: path.stat().st_mtime for path in (tmp_path / "sweep").rglob("run.json")}
-    again = launch(sweep, tmp_path / "sweep", engine="processes", out=out)
+    # The same again reads what is there.
+    after = {path: path.stat().st_mtime for path in folder.rglob("run.json")}
+    again = launch(sweep, folder, engine="processes", out=out)
     assert again.split(", ")[:2] == line.split(", ")[:2]
-    larger = Sweep(("optimizer.learning_rate=0.05,0.2,0.4",), base(), seeds=2, sampler="grid")
-    launch(larger, tmp_path / "sweep", engine="processes", workers=2, out=out)
-    after = {path: path.stat().st_mtime for path in (tmp_path / "sweep").rglob("run.json")}
-    assert len(after) == 6
-    assert {path: after[path] for path in before} == before
+    assert {path: path.stat().st_mtime for path in folder.rglob("run.json")} == after
+    assert before.items() <= after.items()
+    assert len(after) == 4
 
 
 def test_what_goes_wrong_is_written_down_with_its_cause_and_the_rest_goes_on(tmp_path, monkeypatch):
@@ -129,18 +120,17 @@ def test_what_goes_wrong_is_written_down_with_its_cause_and_the_rest_goes_on(tmp
 
 
 def test_slurm_trains_what_processes_train(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
     for name, value in fake_slurm.install(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("convjax.sweep.cluster_slurm._LAG", 0.0)
-    engine = Engine("slurm", workers=2, slurm={"partition": "any"})
-    sweep, out = Sweep(RATES, base(), sampler="grid"), io.StringIO()
+    engine = Engine("slurm", workers=1, slurm={"partition": "any"})
+    sweep, out = Sweep(("optimizer.learning_rate=0.2",), base(), sampler="grid"), io.StringIO()
     line = launch(sweep, tmp_path / "sweep", engine=engine, out=out)
-    rows = table(tmp_path / "sweep")
-    assert [row["state"] for row in rows] == ["finished", "finished"]
-    best = max(float(row["max test accuracy"]) for row in rows)
-    assert line.startswith(f"max test accuracy {best:.4f} at optimizer.learning_rate=")
-    assert sorted(text.split()[0] for text in out.getvalue().splitlines()) == ["1/2", "2/2"]
+    [row] = table(tmp_path / "sweep")
+    assert row["state"] == "finished"
+    best = float(row["max test accuracy"])
+    assert line.startswith(f"max test accuracy {best:.4f} at optimizer.learning_rate=0.2")
+    assert [text.split()[0] for text in out.getvalue().splitlines()] == ["1/1"]
     assert "--partition=any" in next((tmp_path / "sweep" / "slurm").glob("*.sh")).read_text()
 
 

@@ -201,6 +201,58 @@ def test_a_signal_saves_every_member_and_they_go_on_to_the_same_result(alone, tm
         check_alike(tmp_path / str(number), alone(its))
 
 
+def test_when_no_more_can_be_claimed_those_that_train_are_saved_and_the_error_is_told(
+    tmp_path, monkeypatch
+):
+    signals = Interrupts()
+    configs = [config(n, epochs=3) for n in range(3)]
+    trials = Trials(tmp_path, configs, signals, {1: lambda step, _: broken.append(step)})
+    members = Members(configs[0], signals, places=3, devices=jax.devices()[:1])
+    broken = []
+
+    def more():
+        if len(trials.left) == 1:
+            if broken:  # After the first evaluation, at the end of an epoch.
+                raise OSError("the disk is full")
+            return None
+        return trials.next(members)
+
+    first = trials.next(members)
+    assert first is not None
+    monkeypatch.setattr(rooms, "_MOMENT", 0.0)  # It is looked for more at every step.
+    with signals.held(), pytest.raises(OSError, match="the disk is full"):
+        members.train(first, more, lambda: len(trials.left))
+    assert {number: type(end) for number, end in trials.ended.items()} == {
+        0: Interrupted,
+        1: Interrupted,
+    }
+    assert all(saved_steps(tmp_path / str(number)) >= EPOCH for number in range(2))
+    members.close()
+
+
+def test_runs_that_are_there_already_leave_the_places_to_others(alone, tmp_path, monkeypatch):
+    at_once = []
+    step = Members._step
+    monkeypatch.setattr(
+        Members, "_step", lambda self: (at_once.append(len(self._places)), step(self))[1]
+    )
+    run.train(config(0), tmp_path / "0", out=StringIO())
+    trials = train(tmp_path, [config(n) for n in (0, 3, 5)], places=4)
+    assert trials.ended == dict.fromkeys(range(3), "finished")
+    assert set(at_once) == {2}
+    check_alike(tmp_path / "2", alone(5))
+
+
+def test_what_a_run_begins_with_takes_no_memory_beside_its_place(tmp_path, monkeypatch):
+    kept = []
+    put = Members._put
+    monkeypatch.setattr(Members, "_put", lambda self, place: (put(self, place), kept.append(place)))
+    train(tmp_path, [config(n, epochs=1) for n in range(3)], places=3)
+    leaves = [leaf for place in kept for leaf in jax.tree.leaves(place.alone)]
+    assert leaves
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
 def saved_steps(folder):
     return max(int(each.name) for each in (folder / "checkpoints").iterdir() if each.name.isdigit())
 

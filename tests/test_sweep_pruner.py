@@ -163,7 +163,7 @@ def test_a_figure_that_is_no_number_ends_a_trial_at_its_next_rung(store):
     sweep = Sweep(store, 2, defined("halving", epochs=64))
     assert sweep.report(0, 100, math.nan) == "halving: test accuracy nan at evaluation 1, step 100"
     assert not sweep.report(1, 100, 0.0), "the other one is not compared with it"
-    assert store.curves(sweep.number) == {
+    assert store.reports.curves(sweep.number) == {
         trial_of(0, sweep.definition).digest: [(100, None)],
         trial_of(1, sweep.definition).digest: [(100, 0.0)],
     }
@@ -224,7 +224,7 @@ def test_a_trial_that_was_taken_up_again_is_judged_as_if_it_never_stopped(tmp_pa
                             word = sweep.report(place, other, value_of(place, other))
                     words.append((stops, place, evaluation, word))
                 sweep.finish(place, 0.5)
-            assert all(len(curve) == 12 for curve in store.curves(sweep.number).values())
+            assert all(len(curve) == 12 for curve in store.reports.curves(sweep.number).values())
     half = len(words) // 2
     assert [each[1:] for each in words[:half]] == [each[1:] for each in words[half:]]
     assert any(word for *_, word in words)
@@ -243,7 +243,7 @@ def test_a_later_sweep_over_the_same_trials_compares_with_their_curves(store):
     pruning = Pruning(store, sweep, second)
     assert pruning.report(claim, 100, {"test": {"accuracy": 0.5}}) is None, "it is alone"
     store.add(sweep, [trial_of(number, second) for number in (0, 1, 2, 4)])
-    assert len(store.curves(sweep)) == 4
+    assert len(store.reports.curves(sweep)) == 4
     claim = store.claim(sweep, "me")
     assert claim is not None
     for each in (pruning, Pruning(store, sweep, second)):
@@ -255,22 +255,22 @@ def test_a_sweep_with_another_objective_has_curves_of_its_own(store):
     one.report(0, 100, 0.9)
     other = store.sweep(defined("halving", objective="min valid loss", epochs=64))
     store.add(other, [trial_of(0, one.definition)])
-    assert store.curves(other) == {}
-    store.report(other, trial_of(0, one.definition).digest, 100, 2.5)
-    assert list(store.curves(other).values()) == [[(100, 2.5)]]
-    assert list(store.curves(one.number).values()) == [[(100, 0.9)]]
+    assert store.reports.curves(other) == {}
+    store.reports.add(other, trial_of(0, one.definition).digest, 100, 2.5)
+    assert list(store.reports.curves(other).values()) == [[(100, 2.5)]]
+    assert list(store.reports.curves(one.number).values()) == [[(100, 0.9)]]
 
 
 def test_without_a_pruner_evaluations_are_written_down_and_nothing_is_pruned(store):
     sweep = Sweep(store, 4, defined(None, epochs=4))
     for place in range(4):
         assert sweep.report(place, 10, -float(place)) is None
-    assert list(store.curves(sweep.number).values()) == [
+    assert list(store.reports.curves(sweep.number).values()) == [
         [(10, -float(place))] for place in range(4)
     ]
     only_valid: Mapping[str, Any] = {"valid": {"loss": 1.0, "accuracy": 0.5}}
     assert sweep.pruning.report(sweep.claims[0], 20, only_valid) is None
-    assert store.curves(sweep.number)[trial_of(0, sweep.definition).digest] == [(10, 0.0)]
+    assert store.reports.curves(sweep.number)[trial_of(0, sweep.definition).digest] == [(10, 0.0)]
 
 
 REPORTER = """
@@ -324,7 +324,7 @@ def test_processes_that_report_and_prune_at_once_lose_no_report_and_keep_the_bes
             for process in processes:
                 process.kill()
                 process.communicate()
-        rows, curves = store.rows(sweep), store.curves(sweep)
+        rows, curves = store.rows(sweep), store.reports.curves(sweep)
     assert {row.state for row in rows} == {"finished", "pruned"}
     assert len({row.attempts[0].worker for row in rows}) > 1
     for row in rows:

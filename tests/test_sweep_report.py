@@ -504,36 +504,87 @@ def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch):
 # In a browser.
 
 
-def opened(page, script=""):
-    """(what the console tells, what `script` returned) of a page in a browser without a window."""
-    copy = page.with_name("opened.html")
-    tell = "(told) => { document.body.dataset.told = JSON.stringify(told ?? null); }"
-    told = f"<script>(async () => {{ {script} }})().then({tell});</script>"
-    copy.write_text(page.read_text() + told)
+def opened(folder, scripts):
+    """{page: (what the console tells, what its script returned)} of pages in one browser.
+
+    It has no window; each page is a frame of its own.
+    """
+    frames, copies = [], {}
+    for number, (page, script) in enumerate(scripts.items()):
+        tell = f"(told) => parent.postMessage([{number}, told ?? null], '*')"
+        copies[page] = folder / f"frame{number}.html"
+        copies[page].write_text(
+            f"{page.read_text()}<script>(async () => {{ {script} }})().then({tell});</script>"
+        )
+        frames.append(f"<iframe src='{copies[page].as_uri()}' width=1200 height=900></iframe>")
+    hear = "onmessage = (event) => { document.body.dataset['told' + event.data[0]] = "
+    hear += "JSON.stringify(event.data[1]); };"
+    opener = folder / "opener.html"
+    opener.write_text(f"<!doctype html><body><script>{hear}</script>{''.join(frames)}")
     command = [
         *(BROWSER, "--headless", "--disable-gpu", "--no-first-run", "--disable-extensions"),
         *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),
         *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom"),
-        f"--user-data-dir={page.parent / 'browser'}",
+        f"--user-data-dir={folder / 'browser'}",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
-        copy.as_uri(),
+        opener.as_uri(),
     ]
     run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     console = [line for line in run.stderr.splitlines() if ":CONSOLE" in line]
     # How fast the driver of a machine without a GPU is says nothing about the page.
     console = [line for line in console if "GL Driver Message" not in line]
     body = next(attrs for tag, attrs in Scripts(run.stdout).tags if tag == "body")
-    return console, json.loads(body.get("data-told", "null"))
+    found = {}
+    for number, (page, copy) in enumerate(copies.items()):
+        own = [line for line in console if copy.as_uri() in line]
+        console = [line for line in console if line not in own]
+        found[page] = own, json.loads(body.get(f"data-told{number}", "null"))
+    assert console == [], "of no page"
+    return found
 
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
+)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What pages of sweeps that hold little, or much, tell in a browser; and one with errors."""
+    folder = tmp_path_factory.mktemp("browser")
+
+    def page_of(case, points, outcome):
+        record(folder / case, rates, points, outcome)
+        return write_page(folder / case)
+
+    def fail(claim):
+        claim.fail(Outcome.FAILED, "an error")
+
+    def succeed(claim):
+        metrics(claim, ['{"step": 1, "split": "test", "accuracy": 0.5}'])
+        finish(claim, 0.5)
+
+    hostile_record(folder / "hostile")
+    wrong = folder / "wrong.html"
+    wrong.write_text("<body><script>Promise.reject(Error('one'))</script><script>two()</script>")
+    point = {RATE: 0.01, "model.args.width": 4}
+    pages = {
+        "none": page_of("none", [], succeed),
+        "one": page_of("one", [point], succeed),
+        "failed": page_of("failed", [point], fail),
+        "hostile": write_page(folder / "hostile"),
+    }
+    script = """
+      const ids = ["best", "importance-note", "table-note", "parallel"];
+      return [...ids.map((id) => byId(id).textContent), document.body.innerText];
+    """
+    found = opened(folder, {wrong: "return 3", **dict.fromkeys(pages.values(), script)})
+    return {"wrong": found[wrong], **{case: found[page] for case, page in pages.items()}}
 
 
 @needs_browser
-def test_the_browser_finds_errors_on_a_page_that_has_some(tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text("<body><script>Promise.reject(Error('one'))</script><script>two()</script>")
-    console, told = opened(page, "return 3")
+def test_the_browser_finds_errors_on_a_page_that_has_some(seen):
+    console, told = seen["wrong"]
     assert told == 3
     assert len(console) == 2
     assert any("Uncaught (in promise) Error: one" in line for line in console)
@@ -542,24 +593,8 @@ def test_the_browser_finds_errors_on_a_page_that_has_some(tmp_path):
 
 @needs_browser
 @pytest.mark.parametrize("case", ["none", "one", "failed", "hostile"])
-def test_the_page_opens_without_an_error_whatever_the_sweep_holds(tmp_path, case):
-    def outcome(claim):
-        if case == "failed":
-            claim.fail(Outcome.FAILED, "an error")
-        else:
-            metrics(claim, ['{"step": 1, "split": "test", "accuracy": 0.5}'])
-            finish(claim, 0.5)
-
-    if case == "hostile":
-        hostile_record(tmp_path)
-    else:
-        points = [{RATE: 0.01, "model.args.width": 4}] * (case != "none")
-        record(tmp_path, rates, points, outcome)
-    script = """
-      const ids = ["best", "importance-note", "table-note", "parallel"];
-      return [...ids.map((id) => byId(id).textContent), document.body.innerText];
-    """
-    console, told = opened(write_page(tmp_path), script)
+def test_the_page_opens_without_an_error_whatever_the_sweep_holds(seen, case):
+    console, told = seen[case]
     best, importance, table, parallel, everything = told
     assert console == []
     assert "&lt;" not in everything
@@ -619,7 +654,8 @@ def test_the_pictures_show_the_record_and_the_table_sorts_and_follows_the_brush(
       told.width = [document.documentElement.scrollWidth, innerWidth];
       return told;
     """
-    console, told = opened(write_page(tmp_path), script)
+    page = write_page(tmp_path)
+    console, told = opened(tmp_path, {page: script})[page]
     assert console == []
     for point, value in points:
         [line] = [each for each in told["lines"] if each[1][0] == pytest.approx(value)]

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import math
 import pickle
 import re
 import sys
@@ -367,6 +368,69 @@ def test_points_of_a_conditional_space_keep_its_conditions(name):
         assert trace(conditional, point) is not None
         told.append(Told(point, -abs(np.log10(point[RATE]) + 2), "finished"))
     assert {each.point["optimizer.name"] for each in told} == {"sgd", "adamw"}
+
+
+def differing(choose):
+    """One path has other choices, another kind of range or another scale, by the network."""
+    if choose.of("model.name", "small", "resnet20") == "small":
+        choose.of(WIDTH, 8, 16)
+        choose.log(RATE, 1e-4, 1.0)
+        choose.integers("epochs", 1, 4)
+    else:
+        choose.of(WIDTH, 4, 8)
+        choose.uniform(RATE, 0.0, 1.0)
+        choose.uniform("epochs", 1.0, 4.0)
+
+
+def differing_by_optuna(trial):
+    if trial.suggest_categorical("model.name", ("small", "resnet20")) == "small":
+        names = [WIDTH, RATE, "epochs"]
+        values = [
+            trial.suggest_categorical("width of small", (8, 16)),
+            trial.suggest_float("rate of small", 1e-4, 1.0, log=True),
+            trial.suggest_int("epochs of small", 1, 4),
+        ]
+        return {"model.name": "small", **dict(zip(names, values))}
+    return {
+        "model.name": "resnet20",
+        WIDTH: trial.suggest_categorical("width of resnet20", (4, 8)),
+        RATE: trial.suggest_float("rate of resnet20", 0.0, 1.0),
+        "epochs": trial.suggest_float("epochs of resnet20", 1.0, 4.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("tpe", optuna.samplers.TPESampler), ("gp", optuna.samplers.GPSampler)],
+)
+def test_what_a_condition_changes_about_a_path_is_to_optuna_a_parameter_of_its_own(name, sampler):
+    kept, told, study = make(name, differing, 3, "min"), list[Told](), optuna.create_study()
+    for number in range(24 if name == "tpe" else 12):
+        study.sampler = sampler(seed=seed_of(3, number))
+        trial = study.ask()
+        expected = differing_by_optuna(trial)
+        assert ask(kept, number, told) == expected
+        value = expected[WIDTH] * (1 + expected[RATE]) + expected["epochs"]
+        study.tell(trial, value)
+        told.append(Told(expected, value, "finished"))
+    assert len({(each.point["model.name"], each.point[WIDTH]) for each in told}) == 4
+
+
+def test_ranges_of_one_kind_are_to_optuna_one_parameter_whatever_their_ends():
+    def space(choose):
+        small = choose.of("model.name", "small", "resnet20") == "small"
+        choose.log(RATE, 1e-4, 1e-1 if small else 1e-2)
+
+    told, study = list[Told](), optuna.create_study()
+    for number in range(20):
+        study.sampler = optuna.samplers.TPESampler(seed=seed_of(3, number))
+        trial = study.ask()
+        network = trial.suggest_categorical("model.name", ("small", "resnet20"))
+        rate = trial.suggest_float(RATE, 1e-4, 1e-1 if network == "small" else 1e-2, log=True)
+        point = {"model.name": network, RATE: rate}
+        assert ask(make("tpe", space, 3, "min"), number, told) == point
+        study.tell(trial, abs(math.log10(rate) + 2))
+        told.append(Told(point, abs(math.log10(rate) + 2), "finished"))
 
 
 ranges = st.tuples(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0)).filter(lambda two: two[0] != two[1])

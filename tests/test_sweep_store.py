@@ -514,38 +514,38 @@ def test_a_step_that_is_reported_again_counts_once_and_what_came_after_it_is_for
     store.add(sweep, [trial_of(0), trial_of(1), trial_of(0, number=2)])
     one, other = trial_of(0).digest, trial_of(1).digest
     for step, value in ((10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)):
-        store.report(sweep, one, step, value)
-    store.report(sweep, other, 20, None)
+        store.reports.add(sweep, one, step, value)
+    store.reports.add(sweep, other, 20, None)
     with Store(store.folder) as seen:
-        assert seen.curves(sweep)[one] == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)]
+        assert seen.reports.curves(sweep)[one] == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4)]
         # It was killed, and went on from step 15.
-        store.report(sweep, one, 20, 0.25)
-        assert seen.curves(sweep) == {one: [(10, 0.1), (20, 0.25)], other: [(20, None)]}
-        store.report(sweep, one, 30, 0.35)
-        assert seen.curves(sweep)[one] == [(10, 0.1), (20, 0.25), (30, 0.35)]
+        store.reports.add(sweep, one, 20, 0.25)
+        assert seen.reports.curves(sweep) == {one: [(10, 0.1), (20, 0.25)], other: [(20, None)]}
+        store.reports.add(sweep, one, 30, 0.35)
+        assert seen.reports.curves(sweep)[one] == [(10, 0.1), (20, 0.25), (30, 0.35)]
 
 
 def test_news_are_what_was_reported_and_has_finished_since_the_mark(store):
     sweep = store.sweep(CURVES)
     store.add(sweep, [trial_of(0), trial_of(1), trial_of(0, number=2)])
-    store.report(sweep, trial_of(1).digest, 10, 0.5)
-    first = store.news(sweep)
+    store.reports.add(sweep, trial_of(1).digest, 10, 0.5)
+    first = store.reports.news(sweep)
     assert (first.reports, first.finished) == ([(1, 10, 0.5)], [])
-    store.report(sweep, trial_of(0).digest, 10, 0.25)
-    store.report(sweep, trial_of(1).digest, 10, None)
+    store.reports.add(sweep, trial_of(0).digest, 10, 0.25)
+    store.reports.add(sweep, trial_of(1).digest, 10, None)
     with store.claim(sweep, "me") as claim:
         claim.finish(1.0)
-    second = store.news(sweep, first.mark)
+    second = store.reports.news(sweep, first.mark)
     assert (second.reports, second.finished) == ([(0, 10, 0.25), (1, 10, None)], [0])
-    assert store.news(sweep, second.mark) == ([], [], second.mark)
-    assert store.news(sweep)[:2] == second[:2]
+    assert store.reports.news(sweep, second.mark) == ([], [], second.mark)
+    assert store.reports.news(sweep)[:2] == second[:2]
     # What another sweep finds there is news for it, and no more for the first.
     other = store.sweep(CURVES | {"seeds": 2})
     store.add(other, [trial_of(5)])
-    begun = store.news(other)
+    begun = store.reports.news(other)
     store.add(other, [trial_of(0, number=1)])
-    assert store.news(other, begun.mark)[:2] == ([(1, 10, 0.25)], [1])
-    assert store.news(sweep, second.mark).reports == []
+    assert store.reports.news(other, begun.mark)[:2] == ([(1, 10, 0.25)], [1])
+    assert store.reports.news(sweep, second.mark).reports == []
 
 
 # The file.
@@ -599,12 +599,12 @@ def test_a_record_of_the_first_version_goes_on_as_one_of_the_second(old):
         assert store.sweep(CURVES) == 1
         assert results(store, 1) == [(trial_of(0), 0.5)]
         assert [row.state for row in store.changes(1)[0]] == ["finished", "waiting"]
-        store.report(1, trial_of(1).digest, 10, 0.25)
+        store.reports.add(1, trial_of(1).digest, 10, 0.25)
         with claimed(store, 1, "me") as claim:
             claim.finish(0.75)
     with Store(old) as store:
         assert results(store, 1) == [(trial_of(0), 0.5), (trial_of(1), 0.75)]
-        assert store.curves(1) == {trial_of(1).digest: [(10, 0.25)]}
+        assert store.reports.curves(1) == {trial_of(1).digest: [(10, 0.25)]}
     db = sqlite3.connect(old / "sweep.db")
     assert db.execute("PRAGMA user_version").fetchall() == [(2,)]
     db.close()

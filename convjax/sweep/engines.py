@@ -74,7 +74,8 @@ class Engine:
         if self.kind not in NAMES:
             raise UserError(f"--engine={self.name}: {nearest(self.name, NAMES)}")
         if self.name != self.kind and not re.fullmatch(r"vectorised=[1-9]\d*", self.name):
-            raise UserError(f"--engine={self.name}: give a number, as --engine=vectorised=8")
+            step = "give a number" if self.kind == "vectorised" else "only vectorised takes one"
+            raise UserError(f"--engine={self.name}: {step}, as --engine=vectorised=8")
         if self.name in CLUSTERS and self.workers is None:
             raise UserError(f"--engine={self.name}: give --workers=N, how many trials at once")
         if self.workers is not None and self.workers < 1:

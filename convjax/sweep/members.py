@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 from convjax.assemble import assemble
 from convjax.compiler import Compiler
 from convjax.config import Experiment
-from convjax.interrupts import Interrupts
+from convjax.interrupts import Interrupted, Interrupts
 from convjax.runlog import RunLog
 from convjax.sitting import Report, Sitting
 from convjax.sweep.group import Group, Knobs, Stack
@@ -76,6 +77,9 @@ class Members:
         self._stack: Stack | None = None
         # Seconds that a step takes with so many places; 1 is a run on its own.
         self._costs: dict[int, float] = {}
+        self._has_said = False
+        # Whether all places are as they were when it was last looked for runs that wait.
+        self._is_settled, self._next_look = False, 0.0
 
     def close(self) -> None:
         """Ends what compiles."""
@@ -93,28 +97,25 @@ class Members:
     def train(self, first: Run, more: Callable[[], Run | None], waiting: Callable[[], int]) -> None:
         """Trains a run, and all that `more` gives when there is a place for them.
 
-        After a signal no other enters, and those that train are told of it by themselves.
+        After a signal no other enters, and those that train are told of it by themselves. What
+        `more` and `waiting` raise, and what a run does not keep to itself, ends all of them, saved.
 
         waiting: how many more there are.
         """
-        self._enter(first, 0)
-        most = self._most(waiting()) if self._places else 1
-        if most > 1:
-            place = self._places[0]
-            self._stack = self._stacked(most, place)
-        while True:
-            while len(self._places) < most and self._signals.wanted is None:
-                run = more()
-                if run is None:
-                    break
-                self._enter(run, next(n for n in range(most) if n not in self._places))
-            if not self._places:
-                self._stack = None
-                return
-            if self._stack is not None and self._is_thin():
-                self._part()
-                most = 1
-            self._step()
+        try:
+            self._enter(first, 0)
+            while True:
+                self._fill(more, waiting)
+                if not self._places:
+                    return
+                self._step()
+        except BaseException:
+            for place in list(self._places.values()):
+                with contextlib.suppress(Exception):  # It may meet the same, which is raised.
+                    self._send(place, Interrupted(signal.SIGTERM))
+            raise
+        finally:
+            self._stack = None
 
     def judge(self, model: Any, batch: Any, numbers: Any) -> Metrics:
         """The metrics of one batch of an evaluation."""
@@ -136,13 +137,64 @@ class Members:
 
     # -- Places ------------------------------------------------------------------------------------
 
+    def _fill(self, more: Callable[[], Run | None], waiting: Callable[[], int]) -> None:
+        """Has runs that wait enter, and as many train at once as pay."""
+        now = time.perf_counter()
+        if self._signals.wanted is not None or (self._is_settled and now < self._next_look):
+            return
+        self._is_settled, self._next_look = True, now + _MOMENT
+        while not self._places and (run := more()):
+            self._enter(run, 0)
+        if not self._places:
+            return
+        if self._stack is None:
+            with self._blamed():
+                most = self._most(len(self._places) + waiting())
+                if most > len(self._places):
+                    self._stack_up(most)
+        if self._stack is None:
+            return
+        free = [number for number in range(self._stack.count) if number not in self._places]
+        while free and (run := more()):
+            self._enter(run, free[-1])
+            if free[-1] in self._places:
+                free.pop()
+        if self._is_thin():
+            self._part()
+
     def _enter(self, run: Run, number: int) -> None:
         """Begins a run, in a place if it wants a step."""
         place = _Place(self, number, run)
         self._places[number] = place
         self._send(place, None)
         if number in self._places and self._stack is not None:
-            self._stack.put(number, place.alone, place.knobs)
+            self._put(place)
+
+    def _put(self, place: _Place) -> None:
+        """Moves what a run was trained to into the stack."""
+        assert self._stack is not None
+        self._stack.put(place.number, place.alone, place.knobs)
+        for leaf in jax.tree.leaves(place.alone):
+            leaf.delete()  # The run itself still holds what it began with.
+
+    def _stack_up(self, count: int) -> None:
+        """Has the runs that train apart go on in a stack."""
+        taken = sorted(self._places.values(), key=lambda place: place.number)
+        self._stack = self._stacked(count, taken[0])
+        self._places.clear()
+        for number, place in enumerate(taken):
+            place.number = number
+            self._places[number] = place
+            self._put(place)
+
+    @contextlib.contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Has every run that trains write down what goes wrong within it."""
+        try:
+            yield
+        except BaseException as error:
+            for place in list(self._places.values()):
+                self._send(place, error)
 
     def _send(self, place: _Place, taken: tuple[Any, Metrics] | BaseException | None) -> None:
         """Goes on with a run until it wants a step again; when it is over, its place is free."""
@@ -155,6 +207,10 @@ class Members:
                     place.take(next(run) if taken is None else run.send(taken))
             except StopIteration:
                 del self._places[place.number]
+                self._is_settled = False
+            except BaseException:
+                del self._places[place.number]
+                raise
 
     def _step(self) -> None:
         """Takes a step of every run."""
@@ -164,13 +220,9 @@ class Members:
             except Exception as error:
                 self._send(place, error)
         places = list(self._places.values())
-        try:
+        taken: list[Metrics] = []
+        with self._blamed():
             taken = self._apart(places) if self._stack is None else self._together(places)
-        except BaseException as error:
-            # It is the affair of all of them, and each writes it down.
-            for place in places:
-                self._send(place, error)
-            return
         for place, metrics in zip(places, taken):
             self._send(place, (place, metrics))
 
@@ -210,68 +262,69 @@ class Members:
 
     # -- How many ----------------------------------------------------------------------------------
 
-    def _most(self, waiting: int) -> int:
-        """How many places to have for the run that has entered, and those that wait."""
-        runs, place = 1 + waiting, self._places[0]
-        sizes = [size for size in self._costs if size > 1]
+    def _most(self, runs: int) -> int:
+        """How many places to have for so many runs, those that have entered among them."""
         if self._asked is not None:
             return self._rounded(min(self._asked, runs))
         if runs == 1:
             return 1
-        if not sizes:
-            sizes = self._measured(runs, place)
+        if len(self._costs) < 2 and not self._is_worth_a_look(runs):
+            return 1
+        if len(self._costs) < 2:
+            self._measure(runs)
         alone = self._costs[1]
-        # With these many taken, as many as there are runs, a step of all costs less by a tenth.
-        paying = [n for n in sizes if self._costs[n] * 1.1 < min(n, runs) * alone]
+        # With as many taken as there are runs a step of all is to cost less, by a tenth.
+        paying = [n for n, cost in self._costs.items() if cost * 1.1 < min(n, runs) * alone]
         return min(paying, key=lambda n: self._costs[n] / min(n, runs), default=1)
 
-    def _measured(self, runs: int, place: _Place) -> list[int]:
-        """Measures steps of more and more places, for as long as more of them pay."""
-        plan = self.group.experiment.plan
+    def _is_worth_a_look(self, runs: int) -> bool:
+        """Whether so many runs may gain more by training at once than it costs to find out."""
         with self._signals.released():
-            compiled = self._alone.compiled()
-        alone = self._seconds_alone(place)
-        self._costs[1] = alone
-        if why := self._not_worth(runs * plan.steps * alone, compiled.seconds):
+            compilation = self._alone.compiled().seconds
+        if 1 not in self._costs:
+            self._costs[1] = self._seconds_alone(self._anyone())
+        alone = self._costs[1]
+        work = runs * self.group.experiment.plan.steps * alone
+        if self.group.devices[0].platform == "cpu" and alone > _LONG_ON_CPU:
+            why = "which keeps a CPU busy: more at once would not be faster"
+        elif work < _WORTH * compilation:
+            why = f"and {work:.0f} s of work are not worth a look at more at once"
+        else:
+            return True
+        if not self._has_said:
             self._told(f"one run after another: a step takes {alone * 1e3:.3g} ms, {why}")
-            return []
-        best, sizes = alone, []
+        self._has_said = True
+        return False
+
+    def _measure(self, runs: int) -> None:
+        """Measures steps of more and more places, for as long as more of them pay."""
+        best = alone = self._costs[1]
         for base in _SIZES:
             size = self._rounded(math.ceil(runs / math.ceil(runs / base)))
-            if size in self._costs or size < 2:
+            if size in self._costs:
                 break
+            self._costs[size] = math.inf
             try:
                 with self._signals.released():
-                    stack = self._stacked(size, place)
-                    cost = self._seconds_together(stack)
+                    stack = self._stacked(size, self._anyone())
+                    self._costs[size] = self._seconds_together(stack)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 break
-            self._costs[size] = cost
-            sizes.append(size)
-            each = cost / size
+            each = self._costs[size] / size
             if each * 1.1 > best:
                 break
             best = each
-        self._costs[1] = alone = min(alone, self._seconds_alone(place))
-        each = {size: self._costs[size] / size for size in sizes}
+        self._costs[1] = alone = min(alone, self._seconds_alone(self._anyone()))
+        each = {size: cost / size for size, cost in self._costs.items() if size > 1}
         shown = ", ".join(f"of {size} at once {cost * 1e3:.3g} ms" for size, cost in each.items())
-        least = min(each, key=lambda size: each[size], default=1)
-        says = f"{least} at once" if sizes and each[least] * 1.1 < alone else "one after another"
+        least = min(each, key=lambda size: each[size])
+        says = f"{least} at once" if each[least] * 1.1 < alone else "one after another"
         self._told(f"a step of one run {alone * 1e3:.3g} ms, {shown} each: {says}")
-        return sizes
 
-    def _not_worth(self, work: float, compilation: float) -> str | None:
-        """Why it is not worth while to look at more at once; None if it may be.
-
-        work: seconds that all runs take one after another. compilation: of a run on its own.
-        """
-        if work < _WORTH * compilation:
-            return f"and {work:.0f} s of work are not worth a look at more at once"
-        if self.group.devices[0].platform == "cpu" and self._costs[1] > _LONG_ON_CPU:
-            return "which keeps a CPU busy: more at once would not be faster"
-        return None
+    def _anyone(self) -> _Place:
+        return next(iter(self._places.values()))
 
     def _rounded(self, size: int) -> int:
         """A number of places that the devices can share."""
@@ -293,7 +346,7 @@ class Members:
         return _seconds(step)
 
     def _seconds_together(self, stack: Stack) -> float:
-        which = np.tile(self._places[0].batch(), (stack.count, 1))
+        which = np.tile(self._anyone().batch(), (stack.count, 1))
         return _seconds(lambda: stack.step(which))
 
 
@@ -420,6 +473,7 @@ def _seconds(step: Callable[[], Any]) -> float:
 
 _SIZES = (8, 32, 128)  # places that are tried, each only if the one before has paid
 _LOOK = 0.5  # seconds for which each is looked at
+_MOMENT = 0.5  # seconds after which it is looked again whether runs wait
 _WORTH = 3  # A look costs about one or two compilations.
 # Seconds. A CPU gains what a call and its many small operations cost, and no more: docs/decisions.
 _LONG_ON_CPU = 4e-3

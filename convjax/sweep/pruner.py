@@ -23,7 +23,8 @@ from convjax.names import nearest
 from convjax.sweep import objective as objectives
 from convjax.sweep.distributions import ends, parse
 from convjax.sweep.objective import Objective
-from convjax.sweep.store import Claim, Curve, Store
+from convjax.sweep.reports import Curve
+from convjax.sweep.store import Claim, Store
 from convjax.sweep.studies import warnings_only
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Pruning:
             return None
         value = float(results[split][metric])
         known = value if math.isfinite(value) else None
-        self._store.report(self._sweep, claim.trial.digest, step, known)
+        self._store.reports.add(self._sweep, claim.trial.digest, step, known)
         if self._name is None:
             return None
         with warnings.catch_warnings(), warnings_only():
@@ -148,14 +149,14 @@ class Pruning:
 
     def _judge(self, name: str, place: int) -> bool:
         """Whether the pruner would end the trial of a place, after all that was reported."""
-        news = self._store.news(self._sweep, self._mark)
+        news = self._store.reports.news(self._sweep, self._mark)
         if any(
             each in self._curves and step <= self._curves[each][-1][0]
             for each, step, _ in news.reports
         ):
             # A run was taken up again from before; Optuna's trials go forward alone.
             self._begin(name)
-            news = self._store.news(self._sweep)
+            news = self._store.reports.news(self._sweep)
         self._mark = news.mark
         last = max((n for n, (each, _, _) in enumerate(news.reports) if each == place), default=-1)
         for n, (each, step, value) in enumerate(news.reports):

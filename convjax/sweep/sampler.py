@@ -26,7 +26,7 @@ from convjax.config import UserError
 from convjax.names import nearest
 from convjax.sweep.distributions import SpaceError, at, quiet, share_of
 from convjax.sweep.space import Point, Space, corners, grid, trace, walk
-from convjax.sweep.studies import Kept, Told, suggested, warnings_only
+from convjax.sweep.studies import Kept, Told, warnings_only
 from convjax.typed import build
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _by_optuna(
             study.sampler = make(seed=seed_of(seed, number, attempt))
             trial = study.ask()
             try:
-                return walk(space, functools.partial(suggested, trial)).point
+                return walk(space, functools.partial(kept.suggested, trial)).point
             finally:
                 study.tell(trial, state=TrialState.FAIL)  # It comes again, once it is told.
 

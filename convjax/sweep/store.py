@@ -28,30 +28,18 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from convjax.ownership import Owned, owned
 from convjax.sweep.database import Database, StoreError, told
+from convjax.sweep.reports import Reports
 from convjax.sweep.trial import AGAIN, NO_FAULT, Attempt, Outcome, Row, Trial, cause_of
-
-Curve = list[tuple[int, float | None]]  # (step, value) in order of steps; None if it is not finite
-
-
-class News(NamedTuple):
-    """What was reported in a sweep, and which trials have finished, since a mark.
-
-    reports: (place, step, value) in the order in which they came. finished: places.
-    mark: to ask for what comes after these.
-    """
-
-    reports: list[tuple[int, int, float | None]]
-    finished: list[int]
-    mark: tuple[int, int, int]
 
 
 class Store:
     """The trials in a folder, which is made.
 
+    reports: how far trials have come, see `convjax.sweep.reports`.
     tries: how many attempts at a trial are made that were killed, ran out of memory or hung. One
         that failed or diverged is not made again, one that was interrupted or found the disk full
         always is.
@@ -67,6 +55,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._database = Database(self.folder / "sweep.db", patience)
         self._read, self._writing = self._database.read, self._database.writing
+        self.reports = Reports(self._database)
         self._broken: str | None = None
 
     def __enter__(self) -> Self:
@@ -241,62 +230,6 @@ class Store:
         by_place = itertools.groupby(lines, key=lambda line: line["place"])
         return [self._row(list(each)) for _, each in by_place], now
 
-    # How far trials are.
-
-    def report(self, sweep: int, digest: str, step: int, value: float | None) -> None:
-        """Writes down what the sweep's objective is of a trial after that many steps.
-
-        What was reported of this step and of later ones is forgotten: the run was taken up before
-        them. value: None if it is not finite.
-        """
-        with self._writing() as write:
-            [[objective]] = write(f"SELECT {_OBJECTIVE}", sweep).fetchall()
-            write(
-                "DELETE FROM report WHERE trial = ? AND objective = ? AND step >= ?",
-                *(digest, objective, step),
-            )
-            write(
-                "INSERT INTO report (trial, objective, step, value) VALUES (?, ?, ?, ?)",
-                *(digest, objective, step, value),
-            )
-
-    def curves(self, sweep: int) -> dict[str, Curve]:
-        """What was reported of the trials of a sweep, by digest, whichever sweep they ran in."""
-        query = (
-            "SELECT DISTINCT report.trial, step, value "
-            "FROM report JOIN asked ON asked.trial = report.trial "
-            f"WHERE sweep = ?1 AND objective = {_OBJECTIVE} ORDER BY report.trial, step"
-        )
-        by_trial = itertools.groupby(self._read(query, sweep), key=lambda line: line["trial"])
-        return {trial: [(step, value) for _, step, value in each] for trial, each in by_trial}
-
-    def news(self, sweep: int, mark: tuple[int, int, int] = (0, 0, 0)) -> News:
-        """What came after a mark: reports, also of trials that were asked for since, and ends.
-
-        A trial that is at several places of the sweep is given by the first.
-        """
-        place = "(SELECT min(number) FROM asked WHERE sweep = ?1 AND trial = {}.trial) AS place"
-        # Ends first: whatever has finished has made its reports.
-        [[changed]] = self._read("SELECT coalesce(max(id), 0) FROM change")
-        finished = self._read(
-            f"SELECT {place.format('change')} FROM change CROSS JOIN trial ON digest = trial "
-            "WHERE change.id > ?2 AND change.id <= ?3 AND state = 'finished' AND place IS NOT NULL",
-            *(sweep, mark[1], changed),
-        )
-        [[asked]] = self._read("SELECT coalesce(max(rowid), 0) FROM asked")
-        [[reported]] = self._read("SELECT coalesce(max(id), 0) FROM report")
-        columns = f"SELECT id, {place.format('report')}, step, value"
-        reports = self._read(
-            f"{columns} FROM report "
-            f"WHERE id > ?2 AND id <= ?3 AND objective = {_OBJECTIVE} AND place IS NOT NULL UNION "
-            f"{columns} FROM asked NOT INDEXED CROSS JOIN report ON report.trial = asked.trial "
-            "WHERE asked.rowid > ?4 AND asked.rowid <= ?5 AND sweep = ?1 "
-            f"AND id <= ?3 AND objective = {_OBJECTIVE} ORDER BY id",
-            *(sweep, mark[0], reported, mark[2], asked),
-        )
-        found = [(line["place"], line["step"], line["value"]) for line in reports]
-        return News(found, [each for [each] in finished], (reported, changed, asked))
-
     def folder_of(self, digest: str) -> Path:
         """Where the run of a trial lies."""
         return self.folder / "trials" / digest[:16]
@@ -419,9 +352,6 @@ class Store:
         known = {name: line[name] for name in Attempt._fields if name != "log"}
         known["outcome"] = line["outcome"] and Outcome(line["outcome"])
         return Attempt(**known, log=self.log_of(line["digest"], line["number"]))
-
-
-_OBJECTIVE = "(SELECT json_extract(definition, '$.objective') FROM sweep WHERE id = ?1)"
 
 
 def _full(folder: Path, cause: str | None) -> str:

@@ -3,7 +3,7 @@
     kept = Kept(space, greatest=True)
     study = kept.after(told)                    # in which all that was told is a trial
     with quiet(), warnings_only():
-        point = walk(space, functools.partial(suggested, study.ask())).point
+        point = walk(space, functools.partial(kept.suggested, study.ask())).point
 
 Its journal on a disk bears no torn line, so the record is the sweep's own.
 """
@@ -14,7 +14,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from convjax.sweep.space import Space, trace
+from convjax.sweep.distributions import written
+from convjax.sweep.space import Space, corners, trace
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -46,6 +47,9 @@ class Kept:
 
     def __init__(self, space: Space, greatest: bool):
         self._space, self._greatest = space, greatest
+        self._first: dict[str, Distribution] = {}
+        for point in corners(space):
+            self._first = {**(trace(space, point) or {}), **self._first}
         self._told: list[Told] = []
         self._begin()
 
@@ -71,6 +75,26 @@ class Kept:
             self._trials.append(self._add(one))
         return self._study
 
+    def suggested(self, trial: Trial, path: str, each: Distribution) -> Any:
+        """What Optuna suggests for a path."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        name = self._name(path, each)
+        if isinstance(each, CategoricalDistribution):
+            return trial.suggest_categorical(name, each.choices)
+        if isinstance(each, IntDistribution):
+            return trial.suggest_int(name, each.low, each.high, step=each.step)
+        return trial.suggest_float(name, each.low, each.high, log=each.log)
+
+    def _name(self, path: str, each: Distribution) -> str:
+        """What Optuna calls a path where it has this distribution.
+
+        To Optuna, choices belong to a name, and ranges of one kind may share it. So where
+        conditions give a path others than the first it has, they are part of the name.
+        """
+        first = self._first.setdefault(path, each)
+        return path if _may_share(first, each) else f"{path}={written(each)}"
+
     def _begin(self) -> None:
         import optuna
 
@@ -86,10 +110,12 @@ class Kept:
         """A new trial."""
         from optuna.trial import TrialState, create_trial
 
+        found = trace(self._space, one.point) or {}
+        names = {path: self._name(path, each) for path, each in found.items()}
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=dict(one.point),
-            distributions={**(trace(self._space, one.point) or {})},
+            params={name: one.point[path] for path, name in names.items()},
+            distributions={name: found[path] for path, name in names.items()},
         )
         number = self._storage.create_new_trial(self._number, trial)
         self._end(number, one)
@@ -112,17 +138,6 @@ class Kept:
             end(trial, TrialState.FAIL)
 
 
-def suggested(trial: Trial, path: str, each: Distribution) -> Any:
-    """What Optuna suggests for a path."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    if isinstance(each, CategoricalDistribution):
-        return trial.suggest_categorical(path, each.choices)
-    if isinstance(each, IntDistribution):
-        return trial.suggest_int(path, each.low, each.high, step=each.step)
-    return trial.suggest_float(path, each.low, each.high, log=each.log)
-
-
 @contextlib.contextmanager
 def warnings_only() -> Iterator[None]:
     """Keeps Optuna from telling of each study that is made."""
@@ -134,3 +149,14 @@ def warnings_only() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+def _may_share(one: Distribution, other: Distribution) -> bool:
+    """Whether Optuna takes both for one parameter."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if isinstance(one, CategoricalDistribution) or isinstance(other, CategoricalDistribution):
+        return written(one) == written(other)
+    if isinstance(one, FloatDistribution) and isinstance(other, FloatDistribution):
+        return one.log == other.log
+    return type(one) is type(other)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 from typing import Any, Self, TextIO
 
 from convjax import compiler, interrupts
@@ -26,6 +27,8 @@ from convjax.sweep.trial import Outcome, Row, Trial, cause_of
 from convjax.sweep.worker import attempted, results_of, train_alone
 from convjax.training.fit import Fitting
 
+_ENOUGH = 256  # trials to choose the next ones from
+_LOOK = 1.0  # seconds in which they are looked for
 _KEPT = 4  # structures whose programs and images stay in memory
 
 
@@ -112,7 +115,14 @@ class Together:
             self._waiting.pop(row.trial.number, None)
             if row.state == "waiting" and not _has_ended_a_worker(row):
                 self._waiting[row.trial.number] = row.trial
-        return [each.digest for each in self._waiting.values() if self._is_like(each, members)]
+        found, end = [], time.monotonic() + _LOOK
+        for trial in self._waiting.values():
+            if self._is_like(trial, members):
+                found.append(trial.digest)
+            # To tell may take a tenth of a second, for which those that train stand still.
+            if len(found) == _ENOUGH or (found and time.monotonic() > end):
+                break
+        return found
 
     def _is_like(self, trial: Trial, members: Members) -> bool:
         known = self._known.setdefault(members, {})
@@ -139,17 +149,20 @@ class Together:
         def report(step: int, results: Any) -> str | None:
             return self._pruning.report(claim, step, results)
 
-        with attempted(claim) as log.file:
-            try:
-                run = RunLog(claim.folder)
-                with opened(run, config) as todo:
-                    if todo:
-                        member = Member(members, config, run, log.file, self._signals, report)
-                        yield from member.steps()
-                claim.finish(results_of(claim.folder))
-            except Exception as error:
-                self._out_of_memory |= cause_of(error)[0] == Outcome.OUT_OF_MEMORY
-                raise
+        try:
+            with attempted(claim) as log.file:
+                try:
+                    run = RunLog(claim.folder)
+                    with opened(run, config) as todo:
+                        if todo:
+                            member = Member(members, config, run, log.file, self._signals, report)
+                            yield from member.steps()
+                    claim.finish(results_of(claim.folder))
+                except Exception as error:
+                    self._out_of_memory |= cause_of(error)[0] == Outcome.OUT_OF_MEMORY
+                    raise
+        except KeyboardInterrupt:
+            return  # It is saved, and written down; the others are to be, too.
 
 
 class _Log(io.TextIOBase):

@@ -48,6 +48,14 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_table(
         process.stdout.readline()  # One trial is finished, another one under way.
         process.send_signal(number)
         assert process.wait(60) == (143 if number == signal.SIGTERM else -9)
+    if number == signal.SIGTERM:
+        with Store(tmp_path / "ended") as store:
+            attempts = [each for row in store.rows(1) for each in row.attempts]
+        broken_off = [each for each in attempts if each.outcome == "interrupted"]
+        assert broken_off
+        for each in broken_off:
+            assert each.cause is not None
+            assert each.cause.startswith("ended by SIGTERM: the last good checkpoint is")
     with start(tmp_path / "ended") as process:
         written = process.communicate(timeout=120)[0]
     assert process.returncode == 0
