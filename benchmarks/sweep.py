@@ -37,7 +37,7 @@ ENGINES = {
     "vectorised=8": ["--engine=vectorised=8"],
     "auto": ["--engine=auto"],
 }
-TORCH = {"Optuna + PyTorch": False, "Optuna + PyTorch, channels last": True}
+TORCH = {"Optuna + PyTorch": False, "Optuna + PyTorch channels-last": True}
 
 
 def main(argv: list[str]) -> None:

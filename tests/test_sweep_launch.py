@@ -134,10 +134,18 @@ def test_slurm_trains_what_processes_train(tmp_path, monkeypatch):
     assert "--partition=any" in next((tmp_path / "sweep" / "slurm").glob("*.sh")).read_text()
 
 
-def test_the_first_that_fails_ends_a_sweep_that_is_to_fail_fast(tmp_path):
-    sweep = Sweep(("model.args.ends=error,well",), base(), sampler="grid")
+@pytest.mark.parametrize("ends", ["error,well", "error"])
+def test_the_first_that_fails_ends_a_sweep_that_is_to_fail_fast_be_it_the_last(tmp_path, ends):
+    sweep = Sweep((f"model.args.ends={ends}",), base(), sampler="grid")
     with pytest.raises(UserError, match=r"--fail_fast: [0-9a-f]{16} failed: .*a mistake.*log is"):
         launch(sweep, tmp_path, engine="processes", fail_fast=True, out=io.StringIO())
+
+
+def test_a_sweep_leaves_the_folder_of_a_population_alone(tmp_path):
+    (tmp_path / "population.json").write_text("{}")
+    with pytest.raises(UserError, match="is of a population: give another --workdir"):
+        launch(Sweep(("epochs=1,2",), base(), sampler="grid"), tmp_path, out=io.StringIO())
+    assert [each.name for each in tmp_path.iterdir()] == ["population.json"]
 
 
 def test_a_point_of_which_a_seed_diverged_has_no_result():

@@ -71,6 +71,8 @@ def launch(
     if not isinstance(engine, Engine):
         engine = Engine(engine, workers, hang_after)
     parts = _parts(sweep, engine)
+    if (Path(folder) / "population.json").exists():
+        raise UserError(f"{folder} is of a population: give another --workdir")
     engine = engine.of(parts.points * sweep.seeds, sweep.config.parallel)
     with contextlib.ExitStack() as held:
         held.enter_context(interrupts.handled())
@@ -93,9 +95,10 @@ def launch(
                         pool.look_after()
                         run.tell()
                         store.check_room(since)
-                        if fail_fast and run.bad:
-                            raise UserError(f"--fail_fast: {run.bad}")
+                        _check(run, fail_fast)
                         time.sleep(_MOMENT)
+                    run.tell()
+                    _check(run, fail_fast)  # Of the last one, too.
                 except KeyboardInterrupt:
                     display.note("what is under way is saved; a second signal ends it at once")
                     raise
@@ -106,6 +109,11 @@ def launch(
     if not run.finished:
         raise NothingFinished(line)
     return line
+
+
+def _check(run: Run, fail_fast: bool) -> None:
+    if fail_fast and run.bad:
+        raise UserError(f"--fail_fast: {run.bad}")
 
 
 def plan(sweep: Sweep, engine: str | Engine = "auto") -> str:
