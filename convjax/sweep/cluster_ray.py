@@ -9,6 +9,7 @@ Ray ends the tasks of a process that is gone.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from typing import Any
@@ -44,8 +45,8 @@ class RayTasks:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray 2.60 says by this that it leaves CUDA_VISIBLE_DEVICES alone where a task has no GPU.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-
+        # By name: a type checker need not have it.
+        ray = importlib.import_module("ray")
         self._ray, self._cpus, self._gpus = ray, cpus, gpus
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         # All that listens does so on the loopback alone.
