@@ -88,7 +88,7 @@ def test_an_engine_has_a_worker_for_each_gpu_or_one_for_all_of_them(machine):
     assert [share["gpus"] for share in Engine("auto").shares("jit")] == ["0,1,2,3"]
     assert [share["gpus"] for share in Engine("vectorised", 2).shares("jit")] == ["0,2", "1,3"]
     machine(range(8), "")
-    assert Engine("processes").count("jit") == Engine("auto").count("jit") == 1
+    assert Engine("processes").count("jit") == Engine("vectorised").count("jit") == 1
 
 
 def test_gpus_that_stand_idle_are_told(machine):
@@ -116,7 +116,7 @@ def test_as_many_trials_wait_as_workers_or_the_places_of_a_program_can_take(mach
     [
         (Engine("vectorized"), "--engine=vectorized: did you mean 'vectorised'"),
         (Engine("vectorised=0"), "--engine=vectorised=0: give a number"),
-        (Engine("auto=4"), "--engine=auto=4: give a number, as --engine=vectorised=8"),
+        (Engine("auto=4"), "--engine=auto=4: only vectorised takes one, as --engine=vectorised=8"),
         (Engine("cluster"), "--engine=cluster: give --engine=ray or --engine=slurm"),
         (Engine("slurm"), "--engine=slurm: give --workers=N"),
         (Engine("auto", workers=0), "--workers=0: give 1 or more"),

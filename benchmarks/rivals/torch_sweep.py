@@ -52,7 +52,10 @@ class _Loop:
 
         def prepared(images: np.ndarray) -> torch.Tensor:
             pixels = (images.astype(np.float32) / 255 - mean) / std
-            return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            if channels_last:
+                return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            # Made anew: images of one channel are of both layouts, and PyTorch goes by the strides.
+            return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
         # Normalised once and for all: the fastest that such a loop can be.
         self.train_set = prepared(train.images), torch.from_numpy(train.labels).long()
