@@ -1,11 +1,8 @@
-r"""Trains many ConvNets, one for each choice of hyperparameters and each seed, and tells the best.
+"""Trains many ConvNets, one for each choice of hyperparameters and each seed, and tells the best.
 
   python -m experiments.sweep --vary='optimizer.learning_rate=log(1e-4, 1e-1)' --trials=20
-  python -m experiments.sweep --vary=model.args.width=8,16 --sampler=grid --seeds=3
   python -m experiments.sweep --sweep=configs/sweeps/learning_rate.py --config.epochs=2
-  python -m experiments.sweep --workdir=sweeps/learning_rate --report
-  python -m experiments.sweep --vary='optimizer.learning_rate=log(1e-4, 1e-1)' --population=16 \
-      --config.data.train='train[:90%]' --config.data.valid='train[90%:]'
+  python -m experiments.sweep --vary='optimizer.learning_rate=log(1e-4, 1e-1)' --population=16
 
 The same command on the same --workdir goes on where it stopped.
 """
@@ -16,10 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from convjax.config import Experiment, UserError
 from convjax.flags import guard, leave, parse_experiment
-from convjax.sweep.pages import asked_for, changed, folder_of, trust_values
-from convjax.sweep.space import Sweep, space_of
+from convjax.sweep.pages import FIELDS, asked_for, changed, evolve, folder_of, trust_values
+from convjax.sweep.space import space_of
 
 TEXT, NUMBER, YES = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
 SEVERAL, REAL, LIST = flags.DEFINE_multi_string, flags.DEFINE_float, flags.DEFINE_list
@@ -47,12 +43,6 @@ FLAGS: tuple[tuple[Any, str, Any, str], ...] = (
     (YES, "report", False, "write sweep.html of what is in --workdir, and run nothing"),
 )
 
-# About trials, of which a population has none.
-ALONE = (
-    *("seeds", "trials", "sampler", "pruner", "workers", "address", "slurm", "cpus", "gpus"),
-    *("hang_after", "fail_fast", "retry"),
-)
-
 
 def main(argv: list[str]) -> None:
     """Sweeps what `argv` asks for; raises UserError for what a person can put right."""
@@ -68,46 +58,21 @@ def main(argv: list[str]) -> None:
     from convjax.sweep.trial import outcomes
 
     if given.report:
-        print(report(given.workdir))
-        return
+        return print(report(given.workdir))
     if given.population is not None or given.exploit_every is not None:
-        print(evolve(given, page(), config))
-        return
-    fields = ("seeds", "trials", "sampler", "pruner", "objective")
-    sweep = changed(page(), config, {name: given[name].value for name in fields})
+        return print(evolve(given, page(), config))
+    sweep = changed(page(), config, {name: given[name].value for name in FIELDS})
     trust_values(space_of(sweep.vary))
     elsewhere = {"slurm": options(given.slurm), "cpus": given.cpus, "gpus": given.gpus}
     engine = Engine(given.engine, given.workers, given.hang_after, given.address, **elsewhere)
     if given.dry_run:
-        print(plan(sweep, engine))
-        return
+        return print(plan(sweep, engine))
     folder, again = given.workdir or folder_of(given.sweep, config), outcomes(given.retry)
     try:
         print(launch(sweep, folder, engine=engine, fail_fast=given.fail_fast, retry=again))
     except NothingFinished as error:
         print(error)
         raise SystemExit(1) from None
-
-
-def evolve(given: flags.FlagValues, page: Sweep, config: Experiment) -> str:
-    """Trains a population of what a sweep varies; returns the closing line, or the plan."""
-    from convjax.sweep.population import Population, launch, plan
-
-    if given.population is None:
-        raise UserError("--exploit_every is for a population: give --population=16")
-    for name in ALONE:
-        if given[name].present:
-            raise UserError(f"--{name} is for trials by themselves, not for --population")
-    if given.engine not in ("auto", "vectorised"):
-        raise UserError(f"--engine={given.engine}: a population trains by --engine=vectorised")
-    trust_values(space_of(page.vary))
-    population = Population(page.vary, config, given.population, given.exploit_every)
-    # That of a sweep for which none is given looks at test images.
-    objective = given.objective or (page.objective if page.objective != Sweep.objective else None)
-    population.objective = objective or population.objective
-    if given.dry_run:
-        return plan(population)
-    return launch(population, given.workdir or folder_of(given.sweep, config))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from convjax.config import Experiment, UserError
 from convjax.names import trust_only, trusted
 from convjax.pages import SWEEPS, made
-from convjax.sweep.space import Space, Sweep, corners
+from convjax.sweep.space import Space, Sweep, corners, space_of
 
 
 def load_sweep(source: str) -> Sweep:
@@ -59,3 +59,38 @@ def trust_values(space: Space) -> None:
     if known is not None:
         names = re.findall(r"[\w.]+:\w+", json.dumps(corners(space)))
         trust_only(known | set(names))
+
+
+def evolve(given: Any, page: Sweep, config: Experiment) -> str:
+    """Trains a population of what a sweep varies; returns the closing line, or the plan.
+
+    given: the flags of `experiments.sweep`.
+
+    Raises: UserError for flags of trials by themselves; what `population.launch` raises.
+    """
+    from convjax.sweep.population import Population, launch, plan
+
+    if given.population is None:
+        raise UserError("--exploit_every is for a population: give --population=16")
+    for name in _ALONE:
+        if given[name].present:
+            raise UserError(f"--{name} is for trials by themselves, not for --population")
+    if given.engine not in ("auto", "vectorised"):
+        raise UserError(f"--engine={given.engine}: a population trains by --engine=vectorised")
+    trust_values(space_of(page.vary))
+    population = Population(page.vary, config, given.population, given.exploit_every)
+    # That of a sweep for which none is given looks at test images.
+    objective = given.objective or (page.objective if page.objective != Sweep.objective else None)
+    population.objective = objective or population.objective
+    if given.dry_run:
+        return plan(population)
+    return launch(population, given.workdir or folder_of(given.sweep, config))
+
+
+# About trials, of which a population has none.
+_ALONE = (
+    *("seeds", "trials", "sampler", "pruner", "workers", "address", "slurm", "cpus", "gpus"),
+    *("hang_after", "fail_fast", "retry"),
+)
+# Of a sweep, which flags beside a page change.
+FIELDS = ("seeds", "trials", "sampler", "pruner", "objective")
