@@ -128,7 +128,7 @@ def alone(tmp_path_factory):
 def test_each_of_eight_members_is_its_lone_run_for_fifty_steps(alone, tmp_path, devices):
     trials = train(tmp_path, [config(n) for n in range(8)], devices=devices)
     assert trials.ended == dict.fromkeys(range(8), "finished")
-    for number in (0, 3, 5, 7):
+    for number in range(8):
         check_alike(tmp_path / str(number), alone(number))
 
 
