@@ -2,19 +2,16 @@
 
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 from absl import flags
+from browser import Scripts, needs_browser, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,9 +39,6 @@ from convjax.sweep.store import Store
 from convjax.sweep.trial import Outcome, Trial
 
 HOSTILE = "</script ><script>alert(1)</script><!--"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 RATE = "optimizer.learning_rate"
 
 
@@ -80,28 +74,6 @@ def finish(claim, accuracy, loss=0.5):
 
 def metrics(claim, lines):
     (claim.folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-
-class Scripts(HTMLParser):
-    """The elements of a page, and what is in its scripts, as browsers find them."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.scripts, self.inside = [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag == "script"
-        if self.inside:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag):
-        self.inside = False
-
-    def handle_data(self, data):
-        if self.inside:
-            self.scripts[-1] += data
 
 
 def none_of_these(word):
@@ -492,60 +464,7 @@ def test_a_page_that_cannot_be_written_is_told_in_one_line(tmp_path):
         write_page(tmp_path)
 
 
-def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch):
-    record(tmp_path, rates, [], finish)
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(
-        UserError, match=r"sweep\.html needs plotly: pip install 'convjax\[sweep\]'"
-    ):
-        write_page(tmp_path)
-
-
 # In a browser.
-
-
-def opened(folder, scripts):
-    """{page: (what the console tells, what its script returned)} of pages in one browser.
-
-    It has no window; each page is a frame of its own.
-    """
-    frames, copies = [], {}
-    for number, (page, script) in enumerate(scripts.items()):
-        tell = f"(told) => parent.postMessage([{number}, told ?? null], '*')"
-        copies[page] = folder / f"frame{number}.html"
-        copies[page].write_text(
-            f"{page.read_text()}<script>(async () => {{ {script} }})().then({tell});</script>"
-        )
-        frames.append(f"<iframe src='{copies[page].as_uri()}' width=1200 height=900></iframe>")
-    hear = "onmessage = (event) => { document.body.dataset['told' + event.data[0]] = "
-    hear += "JSON.stringify(event.data[1]); };"
-    opener = folder / "opener.html"
-    opener.write_text(f"<!doctype html><body><script>{hear}</script>{''.join(frames)}")
-    command = [
-        *(BROWSER, "--headless", "--disable-gpu", "--no-first-run", "--disable-extensions"),
-        *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),
-        *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom"),
-        f"--user-data-dir={folder / 'browser'}",
-        *(["--no-sandbox"] if os.geteuid() == 0 else []),
-        opener.as_uri(),
-    ]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    console = [line for line in run.stderr.splitlines() if ":CONSOLE" in line]
-    # How fast the driver of a machine without a GPU is says nothing about the page.
-    console = [line for line in console if "GL Driver Message" not in line]
-    body = next(attrs for tag, attrs in Scripts(run.stdout).tags if tag == "body")
-    found = {}
-    for number, (page, copy) in enumerate(copies.items()):
-        own = [line for line in console if copy.as_uri() in line]
-        console = [line for line in console if line not in own]
-        found[page] = own, json.loads(body.get(f"data-told{number}", "null"))
-    assert console == [], "of no page"
-    return found
-
-
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome is on the PATH"
-)
 
 
 @pytest.fixture(scope="module")
@@ -584,7 +503,7 @@ def seen(tmp_path_factory):
 
 @needs_browser
 def test_the_browser_finds_errors_on_a_page_that_has_some(seen):
-    console, told = seen["wrong"]
+    console, told, _ = seen["wrong"]
     assert told == 3
     assert len(console) == 2
     assert any("Uncaught (in promise) Error: one" in line for line in console)
@@ -594,7 +513,8 @@ def test_the_browser_finds_errors_on_a_page_that_has_some(seen):
 @needs_browser
 @pytest.mark.parametrize("case", ["none", "one", "failed", "hostile"])
 def test_the_page_opens_without_an_error_whatever_the_sweep_holds(seen, case):
-    console, told = seen[case]
+    console, told, requests = seen[case]
+    assert requests == []
     best, importance, table, parallel, everything = told
     assert console == []
     assert "&lt;" not in everything
@@ -655,7 +575,7 @@ def test_the_pictures_show_the_record_and_the_table_sorts_and_follows_the_brush(
       return told;
     """
     page = write_page(tmp_path)
-    console, told = opened(tmp_path, {page: script})[page]
+    console, told, _ = opened(tmp_path, {page: script})[page]
     assert console == []
     for point, value in points:
         [line] = [each for each in told["lines"] if each[1][0] == pytest.approx(value)]

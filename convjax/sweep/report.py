@@ -8,11 +8,9 @@ the page says so. Plotly draws. The folder `html` holds the page without its num
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from convjax import durable
 from convjax.config import ConfigError, UserError, from_dict
+from convjax.html.page import render
 from convjax.ranges import METRICS
 from convjax.sweep.axes import axes, distributions_of, shown
 from convjax.sweep.command import command
@@ -46,7 +45,7 @@ def write_page(folder: str | os.PathLike[str], sweep: int | None = None) -> Path
         UserError: if Plotly is missing, if the folder holds no such sweep, if its record cannot be
             read, or if the page cannot be written.
     """
-    folder, plotly = Path(folder), _plotly()
+    folder = Path(folder)
     if not (folder / "sweep.db").is_file():
         raise UserError(f"{folder} holds no sweep (no sweep.db): give the --workdir of one")
     with Store(folder) as store:
@@ -55,10 +54,10 @@ def write_page(folder: str | os.PathLike[str], sweep: int | None = None) -> Path
             there = f"there are {', '.join(map(str, numbers))}" if numbers else "start one in it"
             raise UserError(f"{folder} holds no sweep {'yet' if sweep is None else sweep}: {there}")
         data = page_data(store, numbers[-1] if sweep is None else sweep)
-    script = "\n".join(map(_own, _SCRIPTS))
-    parts = {"style": _own("style.css"), "data": _json(data), "plotly": plotly, "script": script}
-    # All at once: what stands in one part is not looked for in another.
-    page = re.sub(r"{{(\w+)}}", lambda name: parts[name[1]], _own("page.html"))
+    # The shaders of parallel coordinates are compiled.
+    page = render(
+        *("convjax.sweep", "page.html"), data=data, scripts=_SCRIPTS, plotly=True, compiles=True
+    )
     with told(folder / "sweep.html"):
         durable.replace(folder / "sweep.html", page.encode())
     return folder / "sweep.html"
@@ -278,25 +277,3 @@ def _utc(seconds: float | None) -> str | None:
 def _finite(value: Any) -> float | None:
     """A number that JSON and JavaScript can hold, None for anything else."""
     return value if isinstance(value, int | float) and -1e300 < value < 1e300 else None
-
-
-def _json(data: Any) -> str:
-    """JSON that ends no element of HTML, whatever texts are in it; no number may be NaN."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
-
-
-def _own(name: str) -> str:
-    return importlib.resources.files("convjax.sweep").joinpath("html", name).read_text("utf-8")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
-        package = (error.name or "plotly").partition(".")[0]
-        raise UserError(
-            f"the page sweep.html needs {package}: pip install 'convjax[sweep]'; results.csv "
-            "has the results all the same"
-        ) from error
-    return get_plotlyjs()
