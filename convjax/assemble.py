@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convjax import data, doubts, models, surgery
+from convjax import data, doubts, models, surgery, writers
 from convjax.augment import named
 from convjax.calls import made
 from convjax.config import ConfigError, Experiment, Norm, UserError, to_dict
 from convjax.data import views
 from convjax.data.splits import overlap
-from convjax.insight import summary
+from convjax.insight.inspection import tables
+from convjax.insight.inspection.summary import summarize
 from convjax.layer import Context, Layer, Params, show
 from convjax.layers import frozen_norm, ghost_norm
 from convjax.names import imported
@@ -70,6 +71,7 @@ def assemble(config: Experiment) -> Assembled:
     Raises:
         UserError: if they do not, before anything is computed.
     """
+    writers.check(config)
     train = load(config, config.data.train, training=True)
     named_splits = {"valid": config.data.valid, "test": config.data.test}
     judged = {name: load(config, split) for name, split in named_splits.items() if split}
@@ -120,7 +122,7 @@ def describe(experiment: Assembled) -> str:
     params, _ = jax.eval_shape(experiment.net.init, jax.random.key(0), experiment.spec)
     return "\n".join(
         (
-            summary.table(experiment.net, spec_of(experiment.train, 1)),
+            tables.text(summarize(experiment.net, spec_of(experiment.train, 1))),
             "",
             recipe.table(config.optimizer, experiment.net, params),
             "",

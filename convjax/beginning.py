@@ -9,7 +9,7 @@ import numpy as np
 
 from convjax import runlog
 from convjax.assemble import Assembled
-from convjax.config import UserError, differences, digest, read_json, to_dict
+from convjax.config import TOLD, UserError, differences, digest, read_json, to_dict
 from convjax.keeper import Kept
 from convjax.runlog import RunLog
 
@@ -28,7 +28,8 @@ def begin(
     splits = {"train": experiment.train, **experiment.judged}
     images = {name: split.size for name, split in splits.items()}
     before, own = log.record(), digest(config)
-    overridden = bool(differences(read_json(log.config_file), config))
+    differing = differences(read_json(log.config_file), config)
+    overridden = any(path not in TOLD for path in differing)
     if first and not overridden:
         _check_same(log, before, images, pixels)
     # First of all: nothing that follows may leave the folder as that of a finished run.
@@ -39,7 +40,7 @@ def begin(
         print(f"warning: {lost}: some are lost, and do not come once more", file=sys.stderr)
     configs = before.get("configs", [])
     log.note(configs=[*configs, *[own] * (own not in configs)])
-    if overridden:
+    if differing:
         log.create(to_dict(config))
     mean, std = pixels
     log.note(

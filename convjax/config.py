@@ -232,6 +232,10 @@ class Experiment:
     """Views whose mean is evaluated at the end, apart, such as 'flip' or 'flip_and_shift'."""
     log_every_steps: int = 50
     """Steps between lines of the metric log."""
+    tensorboard: bool = False
+    """Whether metrics are written for TensorBoard, too, into the run's folder."""
+    writers: tuple[str, ...] = ()
+    """Who else is told of metrics: wandb, mlflow, or a function as 'package.module:function'."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -242,6 +246,10 @@ class Experiment:
     start: Start = field(default_factory=Start)
     stop: Stop = field(default_factory=Stop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+# Who is told of a run changes nothing of it: these may differ when it is taken up again.
+TOLD = ("tensorboard", "writers")
 
 
 def validate(config: Experiment) -> None:
@@ -261,12 +269,16 @@ def to_dict(config: Experiment) -> dict[str, Any]:
     """Every value of `config`, defaults too, as nested dicts that JSON can hold.
 
     Whole numbers become floats where a float is meant, and tuples become lists, so that equal
-    experiments give equal JSON.
+    experiments give equal JSON. What is in `TOLD` is left out where it is the default, so that
+    records of before there was any are the same.
 
     Raises: ConfigError for a value of the wrong type.
     """
     _raise(list(problems(config, Experiment, "config")))
-    return plain(config, Experiment)
+    default = Experiment()
+    silent = [name for name in TOLD if getattr(config, name) == getattr(default, name)]
+    values = plain(config, Experiment)
+    return {name: value for name, value in values.items() if name not in silent}
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -320,12 +332,15 @@ def differences(config: Experiment, other: Experiment) -> dict[str, tuple[Any, A
 
 
 def digest(config: Experiment) -> str:
-    """One SHA-256 over all values, which equal experiments share.
+    """One SHA-256 over all values that decide what is computed, which equal experiments share.
 
     >>> digest(Experiment(epochs=2)) == digest(Experiment(epochs=2.0)) != digest(Experiment())
     True
+    >>> digest(Experiment(tensorboard=True)) == digest(Experiment())
+    True
     """
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    values = {name: value for name, value in to_dict(config).items() if name not in TOLD}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _raise(problems: list[str]) -> None:

@@ -203,6 +203,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             changes.append((match[1], match[2]))
         elif words and not words[0].startswith("--"):
             changes.append((match[1], words.pop(0)))
+        elif _is_switch(match[1]):
+            changes.append((match[1], "true"))
         else:
             raise UserError(f"{word} has no value: give {word}=VALUE")
     return rest, changes
@@ -254,6 +256,14 @@ def _find(path: str) -> tuple[Any, str | None]:
         inside = ", ".join(f"--{where}.{key}" for key in field_types(expected))
         raise ConfigError(f"{where} is a section: set {inside}")
     return expected, None
+
+
+def _is_switch(path: str) -> bool:
+    """Whether the key at a dotted path is true or false, so that its name alone says true."""
+    try:
+        return _find(path)[0] is bool
+    except ConfigError:
+        return False
 
 
 def _nearest_flag(options: flags.FlagValues, name: str) -> str:

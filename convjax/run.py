@@ -14,23 +14,26 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
-import numpy as np
 
-from convjax import distributed, interrupts, tree
-from convjax.assemble import assemble, describe, load, network, spec_of
-from convjax.config import Experiment, UserError, read_json, validate
+from convjax import distributed, interrupts
+from convjax.assemble import assemble, describe
+from convjax.config import Experiment, UserError, validate
+from convjax.insight.evaluation import text as evaluation_text
+from convjax.insight.evaluation.evaluate import Wanted
+from convjax.insight.evaluation.evaluate import evaluate as evaluation_of
+from convjax.insight.evaluation.evaluate import write as write_evaluation
 from convjax.runlog import Followed, RunLog, closing_line
-from convjax.saved import saved_model
 from convjax.session import Session
 from convjax.sitting import Report, finished, opened
+from convjax.trained import trained
 from convjax.training import feed, parallel
 from convjax.training.evaluate import batch_size_for
 from convjax.training.evaluate import evaluate as evaluate_on
 from convjax.training.metrics import means
-from convjax.training.step import make_eval_step, normalise
+from convjax.training.step import make_eval_step
 
 Workdir = str | os.PathLike[str]
 
@@ -44,6 +47,8 @@ def train(
     debug_nans: bool = False,
     out: TextIO | None = None,
     report: Report | None = None,
+    profile: int = 0,
+    page: bool = False,
 ) -> str:
     """Trains what the config says, evaluates on the test split and returns the closing line.
 
@@ -62,6 +67,9 @@ def train(
     out: where evaluations are told, by default standard output.
     report: is told of each evaluation, `(step, {"test": {"loss": ..., "accuracy": ...}, ...})`; it
         may give a reason why the run is to end there, which then is Pruned.
+    profile: profiles so many steps and tells where their time went; docs/inspect.md.
+    page: makes the run's report at the end, `report.html`; docs/report.md. That it cannot be made
+        is told, and nothing more; several processes tell how to make it.
 
     Raises:
         UserError: if the config cannot be run; if the folder holds something else than a run, or
@@ -73,12 +81,16 @@ def train(
     leads = distributed.leads()
     told: TextIO = sys.stdout if out is None else out
     validate(config)
+    if profile < 0:
+        raise UserError(f"--profile={profile}: give the number of steps to profile, from 0 on")
     if debug_nans and jax.process_count() > 1:
         raise UserError("--debug_nans takes a step once more in one process: start only one")
     if workdir is None and jax.process_count() > 1 and not dry_run:
         raise UserError("give --workdir=DIR: several processes share one folder")
     log = None if workdir is None else (RunLog if leads else Followed)(workdir)
     if log and not dry_run and finished(log, config, override):
+        if profile and leads:
+            print("no step was profiled: the run has ended already", file=told)
         return _closing_of(log)
     experiment = assemble(config)
     if dry_run:
@@ -92,8 +104,17 @@ def train(
         if todo:
             with open(os.devnull, "w") as nowhere:
                 out = told if leads else nowhere
-                Session(experiment, log, out, start, signals, debug_nans, report).run()
+                Session(experiment, log, out, start, signals, debug_nans, report, profile).run()
             distributed.barrier("the run is finished")
+    if todo and page and leads and alone:
+        # It opens the data anew, loads Plotly and Jinja, and needs the folder's lock no more.
+        del experiment
+        from convjax.insight.report.page import try_report
+
+        try_report(log.folder, told)
+    elif todo and page and leads:
+        # A checkpoint is read by all processes together, and the others have left.
+        print(f"for its page: python -m experiments.report --workdir={log.folder}", file=told)
     return _closing_of(log)
 
 
@@ -109,39 +130,43 @@ def evaluate(workdir: Workdir, split: str | None = None, model: str = "newest") 
         UserError: if the folder holds no run with that model, or the data have no such split.
     """
     start = time.perf_counter()
-    log = RunLog(workdir)
-    if not log.exists():
-        raise UserError(f"{log.folder} holds no run: it has no {log.config_file.name}")
-    config = read_json(log.config_file)
-    split = config.data.test if split is None else split
-    images = load(config, split)
-    net = network(config, images)
+    found = trained(workdir, model, split)
+    config, images = found.config, found.split(split)
     mapper = parallel.make(config.parallel)
-    params, state = jax.eval_shape(net.init, jax.random.key(0), spec_of(images, 1))
-    try:
-        found = tree.merge({"params": params, "state": state}, saved_model(log.folder, model))
-    except ValueError as error:
-        raise UserError(f"the checkpoint in {log.folder} is of another network: {error}") from error
-    pixels = log.record().get("pixels", {})
-    if not _is_normal(pixels, images.shape[-1]):
-        raise UserError(f"{log.run_file} does not say how pixels were normalised: train it again")
-    prepare = normalise(pixels["mean"], pixels["std"], config.precision)
-    step = mapper.compile(make_eval_step(net, prepare=prepare, axis=mapper.axis))
+    step = mapper.compile(make_eval_step(found.net, prepare=found.prepare, axis=mapper.axis))
     size = batch_size_for(config.eval_batch_size, len(mapper.devices), images.size)
     metrics = evaluate_on(
-        step, mapper.place((found["params"], found["state"])), feed.evaluation(images, size, mapper)
+        step, mapper.place((found.params, found.state)), feed.evaluation(images, size, mapper)
     )
+    split = config.data.test if split is None else split
     name = split if model == "newest" else f"{split} {model}"
-    return closing_line(name, means(metrics), time.perf_counter() - start, log.folder)
+    return closing_line(name, means(metrics), time.perf_counter() - start, found.log.folder)
 
 
-def _is_normal(pixels: Any, channels: int) -> bool:
-    """Whether this is a mean and a deviation of each channel."""
-    try:
-        both = np.array([pixels["mean"], pixels["std"]], np.float64)
-    except (KeyError, TypeError, ValueError):
-        return False
-    return both.shape == (2, channels) and bool(np.isfinite(both).all() and (both[1] >= 0).all())
+def evaluate_deeply(
+    workdir: Workdir, wanted: Wanted, model: str = "newest", *, out: TextIO | None = None
+) -> str:
+    """Looks at a model of a run from all sides, tells what it sees, and returns the closing line.
+
+    What it sees is written into the run's folder, too: see `convjax.insight.evaluation.evaluate`.
+
+    wanted: what is looked at, and on which split.
+    out: where it is told, by default standard output.
+
+    Raises:
+        UserError: as `evaluate` does, and for what of `wanted` cannot be had.
+    """
+    start = time.perf_counter()
+    told: TextIO = sys.stdout if out is None else out
+    found = trained(workdir, model, wanted.split)
+    evaluation = evaluation_of(found, wanted, told)
+    result = evaluation.result
+    print(evaluation_text.text(result), file=told)
+    print(f"written to {write_evaluation(found, evaluation)}, with pictures beside it", file=told)
+    means = {"accuracy": result["accuracy"]["value"], "loss": result["loss"]["value"]}
+    counts = {"correct": result["correct"], "count": result["images"]}
+    split = result["split"] if model == "newest" else f"{result['split']} {model}"
+    return closing_line(split, means | counts, time.perf_counter() - start, found.log.folder)
 
 
 def _closing_of(log: RunLog) -> str:

@@ -3,6 +3,8 @@
     config.json     every value of the config, defaults too
     run.json        versions, source revision, devices, status, start, end, final metrics, digest
     metrics.jsonl   one object a line: training by interval, evaluation by epoch
+    distributions.jsonl     one object a line: weights and gradients by layer, at evaluations
+    beginning.npz   the first convolution's kernel before training
     checkpoints/    see `convjax.checkpoint`
     best/           the best model by config.checkpoint.best, likewise
 
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,10 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from convjax import durable, ownership
 from convjax.config import UserError
 from convjax.durable import unfinished_of
+
+BEFORE = ("find_lr.json", "find_lr.png")  # that may lie in a folder before a run begins there
 
 
 class RunError(UserError, ValueError):
@@ -44,9 +51,14 @@ class RunLog:
         self.config_file = self.folder / "config.json"
         self.run_file = self.folder / "run.json"
         self.metrics_file = self.folder / "metrics.jsonl"
+        self.distributions_file = self.folder / "distributions.jsonl"
+        self.beginning_file = self.folder / "beginning.npz"
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.folder / "best"
         self.lines = 0  # of the metrics, since `cut` has counted them
+        self._given_up: set[Path] = set()  # files that could not be written, and are told of
+        # Each is told of every line of the metrics, once that is written.
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
 
     def exists(self) -> bool:
         """Whether the folder holds a run; RunError if that cannot be looked at."""
@@ -57,8 +69,9 @@ class RunLog:
         """Whether a new run may begin in the folder: it is not there, or holds nothing."""
         if not self.folder.exists():
             return True
-        # A run that was killed while it wrote its very first file has left no more than these.
-        left = {unfinished_of(self.config_file).name, ownership.NAME}
+        # A run that was killed while it wrote its very first file has left no more than these;
+        # and what was looked for before the run, as its learning rate is, belongs to it.
+        left = {unfinished_of(self.config_file).name, ownership.NAME, *BEFORE}
         return self.folder.is_dir() and {each.name for each in self.folder.iterdir()} <= left
 
     def create(self, config: Mapping[str, Any]) -> None:
@@ -96,13 +109,27 @@ class RunLog:
     def log(self, line: Mapping[str, Any]) -> None:
         """Adds one line to the metrics; RunError if it cannot be written as a whole."""
         self.lines += 1
-        text = json.dumps(_valid(line), allow_nan=False) + "\n"
-        with _writing(self.metrics_file), open(self.metrics_file, "ab", buffering=0) as file:
-            if file.write(text.encode()) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _append(self.metrics_file, line)
+        for listener in list(self.listeners):  # One may leave.
+            listener(line)
+
+    def log_distributions(self, line: Mapping[str, Any]) -> None:
+        """Adds one line to the distributions; that it cannot be written fails no run."""
+        with self._spared(self.distributions_file):
+            _append(self.distributions_file, line)
+
+    def note_beginning(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps arrays of before the first step; that they cannot be written fails no run."""
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        with self._spared(self.beginning_file):
+            durable.replace(self.beginning_file, content.getvalue())
 
     def sync(self) -> None:
         """Waits until the metrics are on the disk; RunError if they do not come there."""
+        if self.distributions_file.exists():
+            with self._spared(self.distributions_file):
+                durable.sync(self.distributions_file)
         if self.metrics_file.exists():
             with _writing(self.metrics_file):
                 durable.sync(self.metrics_file)
@@ -114,27 +141,12 @@ class RunLog:
         Raises:
             RunError: for any other line that is not JSON.
         """
-        if not self.metrics_file.exists():
-            return []
-        with _writing(self.metrics_file):
-            content = self.metrics_file.read_bytes()
-        lines = content.split(b"\n")
-        # The last line has no end: it is empty, or was being written when the run was killed.
-        found = []
-        for number, line in enumerate(lines[:-1], 1):
-            try:
-                value = json.loads(line)
-                _ = value["step"] + 0
-                found.append(value)
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(
-                    f"{self.metrics_file}, line {number} is no line of metrics "
-                    f"({type(error).__name__}: {error}): mend it, or take it out"
-                ) from error
-        return found
+        return _lines(self.metrics_file)
 
     def cut(self, step: int, *, owes: bool = False) -> None:
         """Takes away a line that was cut short, and the metrics of later steps and of the end.
+
+        Of the distributions, too, which tell of the beginning once more at step 0.
 
         owes: whether the evaluations of that step itself are to come once more.
         """
@@ -150,6 +162,28 @@ class RunLog:
             text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
             with _writing(self.metrics_file):
                 durable.replace(self.metrics_file, text.encode())
+        if self.distributions_file.exists():
+            with self._spared(self.distributions_file):
+                found = _parsed(self.distributions_file)
+                lines = [line for line in found if not isinstance(line, Exception)]
+                if lost := len(found) - len(lines):
+                    told = f"{self.distributions_file}: {lost} line{'s' * (lost != 1)}"
+                    print(f"warning: {told} cannot be read and will be lacking", file=sys.stderr)
+                kept = [line for line in lines if line["step"] <= step > 0]
+                text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+                durable.replace(self.distributions_file, text.encode())
+
+    @contextlib.contextmanager
+    def _spared(self, file: Path) -> Iterator[None]:
+        """Writes what only a report needs: what goes wrong is told once, and fails no run."""
+        try:
+            yield
+        except (OSError, RunError) as error:
+            if file not in self._given_up:
+                text = getattr(error.__cause__ or error, "strerror", None) or error
+                told = f"{file} cannot be written ({text}): the report will lack it"
+                print(f"warning: {told}", file=sys.stderr)
+            self._given_up.add(file)
 
 
 class Followed(RunLog):
@@ -165,6 +199,12 @@ class Followed(RunLog):
         """Nothing."""
 
     def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_distributions(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def note_beginning(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Nothing."""
 
     def sync(self) -> None:
@@ -273,6 +313,43 @@ def read_json(path: Path) -> dict[str, Any]:
         kind = type(values).__name__
         raise RunError(f"{path} holds {kind}, expected an object of JSON: mend it, or move it away")
     return values
+
+
+def _append(file: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line of JSON to a file; RunError if it cannot be written as a whole."""
+    text = json.dumps(_valid(line), allow_nan=False) + "\n"
+    with _writing(file), open(file, "ab", buffering=0) as opened:
+        if opened.write(text.encode()) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of them; RunError for one that is none, but for a last, torn one."""
+    if not file.exists():
+        return []
+    with _writing(file):
+        lines = _parsed(file)
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, Exception):
+            raise RunError(
+                f"{file}, line {number} is no line of {file.stem} "
+                f"({type(line).__name__}: {line}): mend it, or take it out"
+            ) from line
+    return [line for line in lines if not isinstance(line, Exception)]
+
+
+def _parsed(file: Path) -> list[dict[str, Any] | Exception]:
+    """The lines of a file, but for a last, torn one; what is wrong in place of one that is none."""
+    found: list[dict[str, Any] | Exception] = []
+    # The last line has no end: it is empty, or was being written when the run was killed.
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+            _ = value["step"] + 0
+            found.append(value)
+        except (ValueError, KeyError, TypeError) as error:
+            found.append(error)
+    return found
 
 
 def _valid(value: Any) -> Any:

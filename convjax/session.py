@@ -6,25 +6,32 @@ Session(experiment, log, out, start, interrupts).run()      # everything goes in
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import jax
+import numpy as np
+from jax import Array
 from tqdm import tqdm
 
-from convjax import distributed
+from convjax import distributed, tree
 from convjax.assemble import Assembled
 from convjax.compiler import Compiler
 from convjax.insight import nans
+from convjax.insight.features import MOST_FEATURES, first_kernel
+from convjax.insight.inspection import cost
+from convjax.insight.inspection.profile import Profiler
 from convjax.interrupts import Interrupts
-from convjax.layer import Layer
+from convjax.layer import Layer, Params, plan
 from convjax.runlog import RunLog
 from convjax.sitting import Diverged, Report, Sitting, watch_of
 from convjax.training import feed as feeds
-from convjax.training import recipe
+from convjax.training import recipe, seen
 from convjax.training.feed import Order
-from convjax.training.fit import drive
+from convjax.training.fit import Fitting, Left, drive
 from convjax.training.loss import LOSSES, Loss
 from convjax.training.metrics import Metrics
+from convjax.training.seen import Seen
 from convjax.training.state import TrainState
 from convjax.training.step import Prepare, Step, make_step
 
@@ -33,6 +40,7 @@ class Session(Sitting):
     """A run that takes its own steps; see `Sitting`.
 
     debug_nans: whether the first number that is not finite ends the run, with the layer's name.
+    profile: how many steps are profiled; see `convjax.insight.inspection.profile`.
     """
 
     def __init__(
@@ -44,10 +52,11 @@ class Session(Sitting):
         interrupts: Interrupts,
         debug_nans: bool = False,
         report: Report | None = None,
+        profile: int = 0,
     ):
         pixels = experiment.train.statistics()
         super().__init__(experiment, log, out, start, interrupts, pixels, report)
-        self.debug_nans = debug_nans
+        self.debug_nans, self.profile = debug_nans, profile
         self.hyper = self.mapper.replicate(experiment.hyper)
         order = Order(self.config.seed, experiment.train.size, self.plan.batch_size)
         # No call goes beyond what is to be done after a step.
@@ -57,6 +66,9 @@ class Session(Sitting):
             experiment.train, order, self.mapper, 1 if debug_nans else at_once
         )
         self.at_once = self.feed.at_once
+        self._seen: Seen | None = None  # of the newest step of this sitting
+        calls = plan(experiment.net, experiment.spec).makers
+        self._places = {path: place for place, path in enumerate(calls)}
 
     def run(self) -> None:
         """Trains to the end of the plan and writes down how it went."""
@@ -68,11 +80,22 @@ class Session(Sitting):
         compiler = rest.enter_context(Compiler())
         placed = self.mapper.spec(state)
         batch, *more = self.feed.specs
-        step = step_of(self.experiment, self.prepare, axis=self.mapper.axis)
-        compiled = self.mapper.compile(self.feed.program(step), donate=True)
+        step = step_of(self.experiment, self.prepare, axis=self.mapper.axis, show=seen.show)
+        program = self.feed.program(step, lambda state: (seen.none(state.params),))
+        compiled = self.mapper.compile(program, donate=True)
         self.step = compiler.start(compiled, placed, batch, self.hyper, *more)
         model = (placed.params, placed.state)
         self.judge.step = compiler.start(self.judge.program(), model, self.judge.batch_spec())
+        if self.profile and distributed.leads():
+
+            def work() -> int:
+                whole = self.feed.program(step_of(self.experiment, self.prepare))
+                jaxpr = jax.make_jaxpr(whole)(placed, batch, self.hyper, *more)
+                return cost.multiply_adds(jaxpr)
+
+            profiler = Profiler(self.profile, self.experiment, self.log, self.out, work)
+            take, self.step = rest.enter_context(profiler).around(self.feed.take, self.step)
+            self.feed = self.feed._replace(take=take)
 
     def take_steps(self, first: int, count: int, state: TrainState) -> tuple[TrainState, Metrics]:
         """So many steps from the `first` on."""
@@ -82,13 +105,53 @@ class Session(Sitting):
         with self.interrupts.released():
             batch, *rest = self.feed.take(first, count)
             self.step.compiled()
-        after = self.step(state, batch, self.hyper, *rest)
+        after, metrics, self._seen = self.step(state, batch, self.hyper, *rest)
         if first == self.first:
             self._tell_compilation()
         # A loss scale that comes down skips steps, too, and is none of a row.
-        if self.debug_nans and watch_of(after[0]).in_a_row:
-            self._blame(after[0], batch, *rest)
-        return after
+        if self.debug_nans and watch_of(after).in_a_row:
+            self._blame(after, batch, *rest)
+        return after, metrics
+
+    def shown(self) -> dict[str, float]:
+        """The norm of the newest gradient, if this sitting has taken a step."""
+        return {} if self._seen is None else {"gradient_norm": seen.norm(self._seen)}
+
+    def on_evaluate(self, number: int, state: Any) -> bool:
+        """Evaluates, once it is written down how weights and gradients are spread."""
+        # An evaluation that was broken off and comes again has its line already.
+        if self._seen is not None:
+            self._log_distributions(number, seen.spread(self._weights(state.params), self._seen))
+        return super().on_evaluate(number, state)
+
+    def _fit(self, state: TrainState, left: Left) -> Fitting:
+        if not self.first:
+            self._note_beginning(state.params)
+        return (yield from super()._fit(state, left))
+
+    def _note_beginning(self, params: Params) -> None:
+        """Keeps what the weights are like before the first step, and the first features."""
+        weights = self._weights(params)
+        self._log_distributions(0, seen.spread(weights))
+        path = first_kernel(self.experiment.net, self.experiment.spec)
+        if path is not None:
+            self.log.note_beginning({path.replace("/", "."): weights[path][..., :MOST_FEATURES]})
+
+    def _weights(self, params: Params) -> dict[str, np.ndarray]:
+        """All parameters by path, on the host."""
+        leaves = tree.leaves(params)
+        if jax.process_count() > 1:  # They may be spread over all.
+            leaves = {path: self.mapper.replicate(leaf) for path, leaf in leaves.items()}
+        return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+    def _log_distributions(self, number: int, leaves: Mapping[str, Any]) -> None:
+        ordered = {path: leaves[path] for path in sorted(leaves, key=self._place_of)}
+        line = {"step": number, "epoch": number / self.plan.epoch, "leaves": ordered}
+        self.log.log_distributions(line)
+
+    def _place_of(self, path: str) -> int:
+        """When the layer of a parameter is first called, among all layers."""
+        return self._places.get(path.rpartition("/")[0], len(self._places))
 
     def _blame(self, state: TrainState, batch: Any, *rest: Any) -> None:
         """Ends the run with the layer that made the numbers of the last step bad."""
@@ -118,13 +181,19 @@ class Session(Sitting):
 
 
 def step_of(
-    experiment: Assembled, prepare: Prepare, loss: Loss | None = None, *, axis: str | None = None
+    experiment: Assembled,
+    prepare: Prepare,
+    loss: Loss | None = None,
+    *,
+    axis: str | None = None,
+    show: Callable[[Params, Array], Any] | None = None,
 ) -> Step:
     """The train step that a config means.
 
     prepare: what becomes of images before the network sees them.
     loss: in place of the config's.
     axis: the mapped axis over which a batch is spread, or None.
+    show: what the step gives besides, as `make_step` says.
     """
     config, plan = experiment.config, experiment.plan
     return make_step(
@@ -140,5 +209,6 @@ def step_of(
         average=recipe.followed(config.average, plan.steps, plan.epoch),
         epoch=plan.epoch,
         patience=config.stop.bad_steps,
+        show=show,
         axis=axis,
     )

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convjax import distributed, interrupts, runlog, tree
+from convjax import distributed, interrupts, runlog, tree, writers
 from convjax.assemble import START_IMAGES, Assembled
 from convjax.beginning import begin
-from convjax.config import Experiment, UserError, differences, read_json, to_dict
+from convjax.config import TOLD, Experiment, UserError, differences, read_json, to_dict
 from convjax.interrupts import Interrupted, Interrupts
 from convjax.judge import Judge
 from convjax.keeper import Keeper, Kept
@@ -79,15 +79,9 @@ class Sitting:
 
     def steps(self) -> Fitting:
         """Trains to the end of the plan and writes down how it went, waiting for each step."""
-        config, experiment = self.config, self.experiment
+        config = self.config
         # Before the compiler is busy, for which the small programs of this would have to wait.
-        state = init_state(
-            *(experiment.net, experiment.optimizer, jax.random.key(config.seed)),
-            *(experiment.spec, experiment.hyper),
-            averaged=config.average.decay is not None,
-            scaled=config.precision == "float16",
-            begin=self._from_images if experiment.begin is not None else None,
-        )
+        state = self.drawn()
         with contextlib.ExitStack() as rest:
             self.open(rest, state)
             # It loads Orbax, while the step is compiled.
@@ -100,7 +94,9 @@ class Sitting:
             # As though this sitting had begun that much earlier.
             self.start -= kept.seconds
             self.judge.best = kept.best
+            before = self.log.metrics()
             self._begin(kept)
+            rest.enter_context(writers.telling(self.log, self.config, before))
             if not self.judge.enough():
                 state = yield from self._fit(state, kept.left)
             state = self.whole(state)
@@ -121,6 +117,10 @@ class Sitting:
         """The state that is meant by what came back from steps."""
         return state
 
+    def shown(self) -> dict[str, float]:
+        """What else a line of training says, such as the norm of the newest gradient."""
+        return {}
+
     # -- What happens between steps ----------------------------------------------------------------
 
     def on_log(self, number: int, metrics: Metrics, rate: float | None) -> None:
@@ -130,6 +130,7 @@ class Sitting:
         line = line_of(number, self.plan.epoch, "train", means(metrics)) | {
             "learning_rate": learning_rate,
             "skipped": metrics.skipped,
+            **self.shown(),
         }
         self.log.log(line | {"images_per_second": rate, "seconds": self.seconds()})
 
@@ -162,6 +163,17 @@ class Sitting:
         return time.perf_counter() - self.start
 
     # -- What these are made of --------------------------------------------------------------------
+
+    def drawn(self) -> TrainState:
+        """The state before the first step, as the seed has it: nothing is fine-tuned yet."""
+        config, experiment = self.config, self.experiment
+        return init_state(
+            *(experiment.net, experiment.optimizer, jax.random.key(config.seed)),
+            *(experiment.spec, experiment.hyper),
+            averaged=config.average.decay is not None,
+            scaled=config.precision == "float16",
+            begin=self._from_images if experiment.begin is not None else None,
+        )
 
     def _fresh(self, state: TrainState) -> TrainState:
         """The state before the first step, on the devices."""
@@ -247,6 +259,7 @@ def finished(log: RunLog, config: Experiment, override: bool = False) -> bool:
             raise UserError(f"{log.folder} is not a run and not empty: give another --workdir")
         return False
     differing = differences(read_json(log.config_file), config)
+    differing = {path: pair for path, pair in differing.items() if path not in TOLD}
     if differing and not override:
         listed = ", ".join(
             f"{path} was {old!r}, now {new!r}" for path, (old, new) in differing.items()

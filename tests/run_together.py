@@ -2,7 +2,7 @@
 
     python tests/run_together.py HOST:PORT PROCESSES ID FOLDER SECONDS
 
-takes that many seconds for each step.
+takes that many seconds for each step, with a profile and a page as the launcher makes them.
 """
 
 import sys
@@ -26,7 +26,8 @@ def main(argv):
 
     feed.batch_indices = batch_indices
     with distributed.together(coordinator, int(processes), int(process)):
-        print(run.train(experiment(parallel="sharded", batch_size=8), folder))
+        config = experiment(parallel="sharded", batch_size=8)
+        print(run.train(config, folder, profile=3, page=True))
 
 
 if __name__ == "__main__":

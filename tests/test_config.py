@@ -78,6 +78,8 @@ PATHS = [
     "precision",
     "eval_every_steps",
     "test_time",
+    "tensorboard",
+    "writers",
     "data.train",
     "data.valid",
     "data.test",
@@ -112,7 +114,7 @@ SECTIONS = [
 # Several texts in one: what a command line gives is always right.
 TEXTS = (
     *("optimizer.decay", "optimizer.adaptive_clip_skips", "optimizer.rules", "augment.parts"),
-    *("norm.frozen", "start.fresh"),
+    *("norm.frozen", "start.fresh", "writers"),
 )
 # A value of the wrong type for each path, and what the message says was expected.
 MISTYPED = {
@@ -159,6 +161,8 @@ MISTYPED = {
     "precision": (16, "str"),
     "eval_every_steps": (1.5, "int"),
     "test_time": (True, "str or None"),
+    "tensorboard": (1, "bool"),
+    "writers": ("wandb", "a tuple of str"),
     "data.train": (None, "str"),
     "data.valid": (0.1, "str or None"),
     "data.test": (None, "str"),
@@ -318,6 +322,8 @@ def test_json_gives_back_an_experiment_with_no_default_left():
         precision="float16",
         eval_every_steps=50,
         test_time="flip",
+        tensorboard=True,
+        writers=("wandb", "my.package:writer"),
         augment=Augment(("crop(4)", "flip"), "mixup(0.2)"),
         average=Average(0.99, 5, 3.0, 1.0, True, True),
         norm=Norm(("stem/*",), 32),
@@ -429,6 +435,7 @@ def test_every_path_has_a_value_out_of_range_or_none():
     free = {
         *("data.dir", "data.train", "data.valid", "data.test", "data.view", "augment.mix"),
         *("start.run", "start.average", "start.images", "start.weights", "test_time", *TEXTS),
+        "tensorboard",
     }
     assert {path for path, _ in OUT_OF_RANGE} == set(PATHS) - free
 

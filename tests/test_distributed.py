@@ -92,7 +92,8 @@ def test_ctrl_c_ends_a_process_that_works_with_others():
 
 
 def test_sigterm_to_any_process_saves_and_ends_all_of_them_and_the_run_goes_on(tmp_path):
-    run_together("tests/run_together.py", str(tmp_path / "whole"), "0")
+    told = run_together("tests/run_together.py", str(tmp_path / "whole"), "0")
+    assert f"python -m experiments.report --workdir={tmp_path / 'whole'}" in told[0]
     processes = start_together("tests/run_together.py", str(tmp_path / "ended"), "0.3")
     stdout = processes[0].stdout
     assert stdout is not None
@@ -105,6 +106,7 @@ def test_sigterm_to_any_process_saves_and_ends_all_of_them_and_the_run_goes_on(t
     }
     whole, ended = (RunLog(tmp_path / name) for name in ("whole", "ended"))
     assert ended.record()["status"] == "interrupted"
+    assert whole.record()["profile"]["steps"] == 3
     written = run_together("tests/run_together.py", str(ended.folder), "0")
     assert f"going on at step {step} of 10" in written[0]
     assert ended.record()["digest"] == whole.record()["digest"]

@@ -15,7 +15,7 @@ import convjax
 from convjax.config import Experiment, Model, UserError, flatten, to_dict, validate
 from convjax.flags import guard
 from convjax.pages import load
-from experiments import evaluate, export, sweep, train
+from experiments import evaluate, explain, export, inspect, report, study, sweep, train
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -239,7 +239,7 @@ def test_a_mistake_is_told_in_one_line_with_the_nearest_right_name(refused, word
     [
         ("--worksdir=x", "did you mean '--workdir'?"),
         ("--splt=test", "did you mean '--split'?"),
-        ("--config.seed=1", "unknown flag --config.seed; choose from '--help', '--model'"),
+        ("--config.seed=1", "unknown flag --config.seed; choose from '--bank', '--bins'"),
         ("", "--workdir is missing: give --workdir=DIR"),
         ("--workdir=", "--workdir is empty"),
         ("--flagfile=missing", "Unable to open flagfile"),
@@ -358,7 +358,7 @@ def test_every_page_states_its_command_hardware_time_and_accuracy():
 
 
 def test_launchers_are_short():
-    for launcher in (train, evaluate, export, sweep):
+    for launcher in (train, evaluate, explain, export, inspect, report, study, sweep):
         assert len(Path(str(launcher.__file__)).read_text("utf-8").splitlines()) < 80
 
 

@@ -103,17 +103,22 @@ class Feed(NamedTuple):
     """Where the batches of a run come from.
 
     at_once: the most steps that one call takes.
-    program: `step -> (state, batch, hyper, *rest) -> (state, metrics)`, what is to be compiled.
+    program: `(step, more) -> (state, batch, hyper, *rest) -> (state, metrics, *more)`, what is to
+        be compiled; `more` gives, of a state, what a step shows besides before there was any.
     specs: shapes and shardings of batch and rest.
     take: `(first, count) -> (batch, *rest)`, on the devices, for the batches from `first` on.
     close: ends what decodes.
     """
 
     at_once: int
-    program: Callable[[Step], Callable[..., Any]]
+    program: Callable[..., Callable[..., Any]]
     specs: tuple[Any, ...]
     take: Callable[[int, int], tuple[Any, ...]]
     close: Callable[[], None] = lambda: None
+
+
+# state -> what a step shows beside state and metrics, before the first
+More = Callable[[Any], tuple[Any, ...]]
 
 
 def training(split: Split, order: Order, mapper: Mapper, at_once: int = 1) -> Feed:
@@ -171,6 +176,14 @@ def evaluation_spec(split: Split, batch_size: int, mapper: Mapper) -> Batch:
     return spec._replace(mask=mask, numbers=None)
 
 
+def _nothing(state: Any) -> tuple[Any, ...]:
+    return ()
+
+
+def _itself(step: Step, more: More = _nothing) -> Callable[..., Any]:
+    return step
+
+
 def _gathered(split: Split, data: Images, order: Order, mapper: Mapper) -> Feed:
     """Batches that NumPy gathers on the host."""
     rows = _rows(order.batch_size, mapper)
@@ -178,7 +191,7 @@ def _gathered(split: Split, data: Images, order: Order, mapper: Mapper) -> Feed:
     def take(first: int, count: int) -> tuple[Batch]:
         return (mapper.shard(gathered(data, order.batch(first)[rows])),)
 
-    return Feed(1, lambda step: step, (_batch_spec(split, order.batch_size, mapper),), take)
+    return Feed(1, _itself, (_batch_spec(split, order.batch_size, mapper),), take)
 
 
 def _resident(data: Images, order: Order, mapper: Mapper, at_once: int) -> Feed:
@@ -186,15 +199,15 @@ def _resident(data: Images, order: Order, mapper: Mapper, at_once: int) -> Feed:
     rows = _rows(order.batch_size, mapper)
     placed = mapper.replicate(Images(*map(np.asarray, data)))
 
-    def program(step: Step) -> Callable[..., Any]:
+    def program(step: Step, more: More = _nothing) -> Callable[..., Any]:
         def steps(state: Any, numbers_BN: Array, hyper: Any, count: Array, data: Images) -> Any:
-            def one(n: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
-                state, metrics = carry
-                state, more = step(state, taken(data, numbers_BN[:, n]), hyper)
-                return state, Metrics(*map(jnp.add, metrics, more))
+            def one(n: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+                state, metrics, *_ = carry
+                state, own, *shown = step(state, taken(data, numbers_BN[:, n]), hyper)
+                return state, Metrics(*map(jnp.add, metrics, own)), *shown
 
             none = Metrics(jnp.float32(0), *(jnp.int32(0) for _ in range(3)))
-            return lax.fori_loop(0, count, one, (state, none))
+            return lax.fori_loop(0, count, one, (state, none, *more(state)))
 
         return steps
 
@@ -245,7 +258,7 @@ def _streamed(split: Split, source: OnDisk, order: Order, mapper: Mapper) -> Fee
             ready.close()
 
     spec = _batch_spec(split, order.batch_size, mapper)
-    return Feed(1, lambda step: step, (spec,), take, close)
+    return Feed(1, _itself, (spec,), take, close)
 
 
 def _batch_spec(split: Split, size: int, mapper: Mapper) -> Batch:

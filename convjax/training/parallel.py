@@ -164,6 +164,14 @@ class Waiting:
         """What `lower` has traced, compiled."""
         return Waiting(self._stage.compile())
 
+    def as_text(self) -> str:
+        """What `compile` has made, as the compiler writes it."""
+        return self._stage.as_text()
+
+    def memory_analysis(self) -> Any:
+        """The memory that what `compile` has made takes."""
+        return self._stage.memory_analysis()
+
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
     """A copy of an array, of the host or of any devices, that is spread like this.

@@ -49,7 +49,7 @@ Prepare = Callable[[Array], Array]
 Change = Callable[[Draw, Array], Array]
 # (key, images, labels) -> (images, probabilities [batch, classes])
 Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
-Step = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, Hyper], tuple[Any, ...]]
 EvalStep = Callable[[tuple[Params, State], Batch], Metrics]
 
 
@@ -88,6 +88,7 @@ def make_step(
     average: Average | None = None,
     epoch: int = 1,
     patience: int | Array = 10,
+    show: Callable[[Params, Array], Any] | None = None,
     axis: str | None = None,
 ) -> Step:
     """One step of training: `(state, batch, hyper) -> (state, metrics)`.
@@ -114,6 +115,8 @@ def make_step(
     epoch: the steps of an epoch, for augmentations that go by it.
     patience: after so many skipped steps in a row nothing is trained any more, see
         `watch.diverged`; those by which a loss scale comes down to 1 are not counted.
+    show: what a step gives besides, as a third result, of its gradients and of the number that they
+        are yet to be multiplied by, such as `convjax.training.seen.show`.
     axis: the mapped axis over which the batch is spread (`pmap`, `shard_map`): gradients, batch
         statistics and metrics are those of the whole batch. Not for `jit`, where the batch is
         whole by itself. `shard_map` wants `check_vma=False`.
@@ -125,7 +128,7 @@ def make_step(
     if isinstance(patience, int) and patience < 1:
         raise ValueError(f"patience is {patience}: give 1 or more steps")
 
-    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[Any, ...]:
         if state.scale is not None and state.watch is None:
             raise ValueError("a state with a loss scale needs a watch, too: give watch.start()")
         calls = watch.Calls()
@@ -160,7 +163,7 @@ def make_step(
 
             return jax.grad(objective, has_aux=True)(params)
 
-        def gradient(params: Params) -> tuple[Params, tuple[State, Metrics]]:
+        def gradient(params: Params) -> tuple[Params, tuple[State, Metrics, Any]]:
             whole = in_parts(sums, parts)(params, state.state, batch, key)
             grads, (new_state, (weight, metrics)) = whole
             # The sum of the devices' gradients of (sum here / weight everywhere) is the gradient of
@@ -168,11 +171,13 @@ def make_step(
             grads, weight, metrics = _psum((grads, weight, metrics), axis)
             # Where examples are weighted, the mean loss of the batch stands for each of them.
             share = number / _divisor(weight)
+            # Of the products XLA makes others, rounded otherwise, where anybody else sees them.
+            shown = None if show is None else show(grads, share / scale)
             grads = jax.tree.map(lambda grad: grad * (share / scale).astype(grad.dtype), grads)
-            return grads, (new_state, metrics._replace(loss=metrics.loss * share))
+            return grads, (new_state, metrics._replace(loss=metrics.loss * share), shown)
 
         sharp = gradient if sharpen is None else sharpen(gradient, hyper.sam_rho)
-        grads, (new_state, metrics) = sharp(state.params)
+        grads, (new_state, metrics, shown) = sharp(state.params)
         transform = optimizer(hyper, state.step)
         updates, opt = transform.update(grads, state.opt, state.params, value=metrics.loss / number)
         params: Any = optax.apply_updates(state.params, updates)  # type: ignore[arg-type]
@@ -186,7 +191,8 @@ def make_step(
             # What one device alone has seen is bad for all: they are to stay alike.
             bad = _psum(bad.astype(jnp.int32), axis) > 0
             new, metrics = _kept(state, new, metrics, bad, order, patience)
-        return new._replace(step=state.step + 1), metrics
+        new = new._replace(step=state.step + 1)
+        return (new, metrics) if show is None else (new, metrics, shown)
 
     return step
 

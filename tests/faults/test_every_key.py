@@ -158,11 +158,11 @@ TYPES = {
         test_time data.dir data.valid data.view data.eval_view augment.mix start.run start.images
         start.weights checkpoint.best
     """,
-    "bool": "average.write_back average.reestimate start.average",
+    "bool": "tensorboard average.write_back average.reestimate start.average",
     "a dict": "model.args optimizer.args optimizer.schedule_args loss.args",
     "a tuple of str": """
         optimizer.decay optimizer.adaptive_clip_skips optimizer.rules augment.parts norm.frozen
-        start.fresh
+        start.fresh writers
     """,
     "a tuple of float": "loss.class_weights",
 }
@@ -294,6 +294,10 @@ EARLY = {
 }
 # What only data, network or optimizer can tell: still before a folder is made.
 LATE = {
+    "writers": [
+        (["wandbb"], "did you mean 'wandb'?"),
+        (["test_run:Nobody"], "has no function 'Nobody'"),
+    ],
     "epochs": [(1e12, "give fewer than")],
     "batch_size": [(41, "choose a batch size from 1 to 40")],
     "accumulate": [(2, "it is to divide the 5 images of a batch")],
@@ -340,8 +344,8 @@ BROADER = {
 
 
 def test_every_key_has_a_value_that_no_run_can_use():
-    # Of views see the contradictions.
-    assert {*EARLY, *LATE} == {*KEYS} - {"data.view"}
+    # Of views see the contradictions; a run can do with TensorBoard and without.
+    assert {*EARLY, *LATE} == {*KEYS} - {"data.view", "tensorboard"}
 
 
 def test_a_value_out_of_range_is_told_the_range(early, repeats, observed):

@@ -1,0 +1,1 @@
+"""What a network is: its layers, what they cost and see, and where its time goes."""

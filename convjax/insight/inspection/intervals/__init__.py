@@ -1,0 +1,1 @@
+"""Which rows of an image the numbers of every array in a program depend on."""
