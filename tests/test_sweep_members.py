@@ -16,8 +16,10 @@ from convjax.runlog import RunLog
 from convjax.saved import saved_model
 from convjax.sitting import Diverged, Pruned, opened
 from convjax.sweep import members as rooms
+from convjax.sweep import paying
 from convjax.sweep.group import can_share
-from convjax.sweep.members import Member, Members, Run
+from convjax.sweep.members import Member, Members
+from convjax.sweep.places import Run
 
 EPOCH = 5  # steps: forty pictures, eight a batch
 
@@ -286,7 +288,7 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
 
     monkeypatch.setattr(Members, "_seconds_alone", lambda self, place: seconds(self))
     monkeypatch.setattr(Members, "_seconds_together", seconds)
-    monkeypatch.setattr(rooms, "_WORTH", 0)
+    monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
     configs = [config(n % 8, epochs=1) for n in range(12)]
     trials = train(tmp_path, configs, places=None, told=told.append)
@@ -298,7 +300,7 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
 
 def test_long_steps_on_a_cpu_are_not_measured_beside_others(tmp_path, monkeypatch):
     monkeypatch.setattr(Members, "_seconds_alone", lambda self, place: 5e-3)
-    monkeypatch.setattr(rooms, "_WORTH", 0)
+    monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
     trials = train(tmp_path, [config(n, epochs=1) for n in range(2)], places=None, told=told.append)
     assert len(trials.ended) == 2

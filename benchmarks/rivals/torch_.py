@@ -201,15 +201,17 @@ def convnext_tiny(classes: int) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
-def small(classes: int, size: int, channels: int = 1, width: int = 32) -> nn.Module:
-    """The small ConvNet of convjax, whose three pools leave images of that size."""
+def small(
+    classes: int, size: int, channels: int = 1, width: int = 32, stages: int = 2
+) -> nn.Module:
+    """The small ConvNet of convjax, whose pools leave images of that size."""
 
     def features(before: int, width: int, pool: bool) -> list[nn.Module]:
         conv, norm = conv_norm(before, width, 3)
         return [conv, *([nn.MaxPool2d(2)] if pool else []), norm, nn.ReLU(inplace=True)]
 
     layers = features(channels, width, True)
-    for _ in range(2):
+    for _ in range(stages):
         layers += [*features(width, 2 * width, True), *features(2 * width, 2 * width, False)]
         layers.append(nn.Dropout(0.3))
         width *= 2

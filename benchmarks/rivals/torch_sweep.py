@@ -65,9 +65,9 @@ class _Loop:
         """The test accuracy after a training."""
         config = self.config
         torch.manual_seed(seed)
-        width = config.model.args["width"]
-        channels = self.train_set[0].shape[1]
-        net = torch_.small(self.classes, self.side // 8, channels, width)
+        channels, args = self.train_set[0].shape[1], config.model.args
+        size = self.side // 2 ** (1 + args["stages"])
+        net = torch_.small(self.classes, size, channels, **args)
         net = net.to(memory_format=self.layout)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.0, fused=True)
         images, labels = self.train_set

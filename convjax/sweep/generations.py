@@ -35,7 +35,7 @@ from convjax.sweep.objective import Objective
 from convjax.sweep.space import resolve
 from convjax.training.feed import Order
 from convjax.training.metrics import Metrics, means
-from convjax.training.state import TrainState, init_state
+from convjax.training.state import TrainState
 
 
 class Generations:
@@ -299,15 +299,7 @@ class _Alone(Sitting):
 
     def first(self) -> TrainState:
         """The state before the first step."""
-        config, experiment = self.config, self.experiment
-        state = init_state(
-            *(experiment.net, experiment.optimizer, jax.random.key(config.seed)),
-            *(experiment.spec, experiment.hyper),
-            averaged=config.average.decay is not None,
-            scaled=config.precision == "float16",
-            begin=self._from_images if experiment.begin is not None else None,
-        )
-        return self._fresh(state)
+        return self._fresh(self.drawn())
 
     def conclude(self, state: TrainState, seconds: float) -> dict[str, Any]:
         """Leaves what a finished run leaves, tested; the results."""

@@ -72,13 +72,13 @@ class Group:
         self.prepare = normalise(*self.pixels, experiment.config.precision)
         source = experiment.train.source
         assert not isinstance(source, OnDisk)
-        self._images = Images(*map(np.asarray, source))
-        self._on_host = self.devices[0].platform == "cpu"
+        self.images = Images(*map(np.asarray, source))
+        self.on_host = self.devices[0].platform == "cpu"
         options = compiler_options(self.devices[0].platform)
-        self._jit = functools.partial(jax.jit, compiler_options=options)
-        self.placed = () if self._on_host else (jax.device_put(self._images, self.devices[0]),)
-        self.alone = self._jit(self._step, donate_argnums=0)
-        self.judge = self._jit(self._judge)
+        self.jit = functools.partial(jax.jit, compiler_options=options)
+        self.placed = () if self.on_host else (jax.device_put(self.images, self.devices[0]),)
+        self.alone = self.jit(self.step, donate_argnums=0)
+        self.judge = self.jit(self.evaluation)
 
     def experiment_of(self, config: Experiment) -> Assembled:
         """What a config of this structure means, checked as `assemble` does it.
@@ -107,7 +107,7 @@ class Group:
     def batch(self, which: Sequence[int] | np.ndarray) -> Any:
         """What a program is given for the images of these numbers `[..., batch]`."""
         each = np.asarray(which, np.int32)
-        return gathered(self._images, each) if self._on_host else each
+        return gathered(self.images, each) if self.on_host else each
 
     def stack(self, count: int, state: TrainState, knobs: Knobs) -> Stack:
         """So many places, a multiple of the devices, which all hold copies of one run."""
@@ -115,7 +115,8 @@ class Group:
 
     # -- What is compiled --------------------------------------------------------------------------
 
-    def _step(self, state: TrainState, given: Any, knobs: Knobs, *placed: Images) -> Any:
+    def step(self, state: TrainState, given: Any, knobs: Knobs, *placed: Images) -> Any:
+        """A step of one run, to be compiled."""
         base = self.experiment
         if self.lifted:
             net = numbers.network(base.config, base.train, knobs.numbers)
@@ -124,9 +125,10 @@ class Group:
         batch = taken(placed[0], given) if placed else given
         return step_of(base, self.prepare)(state, batch, knobs.hyper)
 
-    def _judge(
+    def evaluation(
         self, model: tuple[Params, State], batch: Batch, lifted: dict[str, Array]
     ) -> Metrics:
+        """The evaluation of one run on one batch, to be compiled."""
         base = self.experiment
         net = numbers.network(base.config, base.train, lifted) if self.lifted else base.net
         return make_eval_step(net, prepare=self.prepare)(model, batch)
@@ -146,9 +148,9 @@ class Stack:
         self._spread = NamedSharding(self._mesh, PartitionSpec("place"))
         copied = jax.jit(lambda tree: jax.tree.map(copies, tree), out_shardings=self._spread)
         self._states, self._knobs = copied(jax.device_put((state, knobs), self._whole))
-        placed = jax.device_put(group._images, self._whole)
-        self._placed = () if group._on_host else (placed,)
-        self._step = group._jit(self._program(), donate_argnums=0)
+        placed = jax.device_put(group.images, self._whole)
+        self._placed = () if group.on_host else (placed,)
+        self._step = group.jit(self._program(), donate_argnums=0)
 
     def step(self, which: np.ndarray) -> Metrics:
         """Takes a step in each place; metrics with one entry a place.
@@ -176,8 +178,8 @@ class Stack:
             axes = (0, 0, 0, *(None for _ in placed))
             if alone:  # One on each device: nothing to go over.
                 first = jax.tree.map(lambda leaf: leaf[0], (states, given, knobs))
-                return jax.tree.map(lambda leaf: leaf[None], group._step(*first, *placed))
-            return jax.vmap(group._step, axes)(states, given, knobs, *placed)
+                return jax.tree.map(lambda leaf: leaf[None], group.step(*first, *placed))
+            return jax.vmap(group.step, axes)(states, given, knobs, *placed)
 
         if len(group.devices) == 1:
             return places

@@ -46,9 +46,9 @@ class Places(Stack):
         self._whole = NamedSharding(self._mesh, PartitionSpec())
         self._levers = levers
         self._turn = jax.jit(jax.vmap(levers.knobs), out_shardings=self._spread)
-        self._judged = group._jit(self._spread_out(self._judge_one))
+        self._judged = group.jit(self._spread_out(self._judge_one))
         outs = (self._spread, self._spread, self._whole, self._whole)
-        self._evolved = group._jit(self._evolve, donate_argnums=0, out_shardings=outs)
+        self._evolved = group.jit(self._evolve, donate_argnums=0, out_shardings=outs)
         self._set(values)
 
     @property
@@ -123,7 +123,7 @@ class Places(Stack):
         return copied._replace(key=states.key), knobs, values, parents
 
     def _judge_one(self, model: Any, numbers: Any, batch: Any) -> Metrics:
-        return self._group._judge(model, batch, numbers)
+        return self._group.evaluation(model, batch, numbers)
 
     def _spread_out(self, one: Callable[..., Any]) -> Callable[..., Any]:
         """Does for all members what `one` does for one of them, with the same last argument."""

@@ -1,24 +1,21 @@
-"""Runs that train at once in the places of one program: who has which, and how many pay.
+"""Runs that train at once in the places of one program: who has which.
 
     members = Members(config, signals)
     members.train(first, more, waiting)         # until no run is left, each to its own end
 
 A run enters a place and trains to its end; or it is pruned, or diverges, and the next one has its
-place. Whether one program for many is faster than one run after another is measured on copies of
-the first run, on the devices that are there, and told.
+place. How many places there are is for `convjax.sweep.paying` to say.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from convjax.assemble import assemble
@@ -27,24 +24,14 @@ from convjax.config import Experiment
 from convjax.interrupts import Interrupted, Interrupts
 from convjax.runlog import RunLog
 from convjax.sitting import Report, Sitting
-from convjax.sweep.group import Group, Knobs, Stack
+from convjax.sweep.group import Group, Stack
 from convjax.sweep.numbers import liftable, numbers_of, structure
+from convjax.sweep.paying import Paying
+from convjax.sweep.places import Entering, Place, Rows, Run
 from convjax.training.feed import Order
-from convjax.training.fit import Fitting, Left, Wanted
+from convjax.training.fit import Fitting, Left
 from convjax.training.metrics import Metrics
 from convjax.training.state import TrainState
-
-
-class Run(NamedTuple):
-    """A run that is to be trained.
-
-    fitting: waits for its steps, and raises nothing that is its own affair.
-    out: a file of text, to which all goes that is printed while it is at work.
-    """
-
-    config: Experiment
-    fitting: Fitting
-    out: Any
 
 
 class Members:
@@ -71,13 +58,11 @@ class Members:
         experiment = assemble(config)
         self.group = Group(experiment, liftable(config, experiment.train), devices)
         self._structure = structure(config, self.group.lifted)
-        self._signals, self._asked, self._told = signals, places, told
+        self._signals = signals
         self._compiler = contextlib.ExitStack()
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, Place] = {}
         self._stack: Stack | None = None
-        # Seconds that a step takes with so many places; 1 is a run on its own.
-        self._costs: dict[int, float] = {}
-        self._has_said = False
+        self._paying = Paying(self.group, signals, places, told)
         # Whether all places are as they were when it was last looked for runs that wait.
         self._is_settled, self._next_look = False, 0.0
 
@@ -149,7 +134,9 @@ class Members:
             return
         if self._stack is None:
             with self._blamed():
-                most = self._most(len(self._places) + waiting())
+                anyone = next(iter(self._places.values()))
+                runs = len(self._places) + waiting()
+                most = self._paying.most(runs, self._alone, anyone)
                 if most > len(self._places):
                     self._stack_up(most)
         if self._stack is None:
@@ -159,18 +146,18 @@ class Members:
             self._enter(run, free[-1])
             if free[-1] in self._places:
                 free.pop()
-        if self._is_thin():
+        if self._paying.is_thin(len(self._places), self._stack.count):
             self._part()
 
     def _enter(self, run: Run, number: int) -> None:
         """Begins a run, in a place if it wants a step."""
-        place = _Place(self, number, run)
+        place = Place(number, run, self._order_of(run), self._state_of)
         self._places[number] = place
         self._send(place, None)
         if number in self._places and self._stack is not None:
             self._put(place)
 
-    def _put(self, place: _Place) -> None:
+    def _put(self, place: Place) -> None:
         """Moves what a run was trained to into the stack."""
         assert self._stack is not None
         self._stack.put(place.number, place.alone, place.knobs)
@@ -180,7 +167,7 @@ class Members:
     def _stack_up(self, count: int) -> None:
         """Has the runs that train apart go on in a stack."""
         taken = sorted(self._places.values(), key=lambda place: place.number)
-        self._stack = self._stacked(count, taken[0])
+        self._stack = self.group.stack(count, taken[0].alone, taken[0].knobs)
         self._places.clear()
         for number, place in enumerate(taken):
             place.number = number
@@ -196,7 +183,7 @@ class Members:
             for place in list(self._places.values()):
                 self._send(place, error)
 
-    def _send(self, place: _Place, taken: tuple[Any, Metrics] | BaseException | None) -> None:
+    def _send(self, place: Place, taken: tuple[Any, Metrics] | BaseException | None) -> None:
         """Goes on with a run until it wants a step again; when it is over, its place is free."""
         run, out = place.run.fitting, place.run.out
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -226,7 +213,7 @@ class Members:
         for place, metrics in zip(places, taken):
             self._send(place, (place, metrics))
 
-    def _apart(self, places: list[_Place]) -> list[Metrics]:
+    def _apart(self, places: list[Place]) -> list[Metrics]:
         found = []
         with self._signals.released():
             self._alone.compiled()
@@ -236,12 +223,12 @@ class Members:
             found.append(metrics)
         return found
 
-    def _together(self, places: list[_Place]) -> list[Metrics]:
+    def _together(self, places: list[Place]) -> list[Metrics]:
         assert self._stack is not None
         which = np.zeros((self._stack.count, self.group.experiment.plan.batch_size), np.int32)
         for place in places:
             which[place.number] = place.batch()
-        rows = _Rows(self._stack.step(which))
+        rows = Rows(self._stack.step(which))
         return [rows.of(place.number) for place in places]
 
     def _part(self) -> None:
@@ -250,104 +237,13 @@ class Members:
             place.alone = place.state()
         self._stack = None
 
-    def _is_thin(self) -> bool:
-        """Whether so few places are taken that their runs are faster one after the other."""
-        assert self._stack is not None
-        cost, alone = self._costs.get(self._stack.count, 0.0), self._costs.get(1, math.inf)
-        return len(self._places) * alone < cost
+    def _order_of(self, run: Run) -> Order:
+        size, batch_size = self.group.experiment.train.size, self.group.experiment.plan.batch_size
+        return Order(run.config.seed, size, batch_size)
 
-    def state_of(self, place: _Place) -> TrainState:
+    def _state_of(self, place: Place) -> TrainState:
         """What a run has been trained to, wherever it is kept."""
         return place.alone if self._stack is None else self._stack.state(place.number)
-
-    # -- How many ----------------------------------------------------------------------------------
-
-    def _most(self, runs: int) -> int:
-        """How many places to have for so many runs, those that have entered among them."""
-        if self._asked is not None:
-            return self._rounded(min(self._asked, runs))
-        if runs == 1:
-            return 1
-        if len(self._costs) < 2 and not self._is_worth_a_look(runs):
-            return 1
-        if len(self._costs) < 2:
-            self._measure(runs)
-        alone = self._costs[1]
-        # With as many taken as there are runs a step of all is to cost less, by a tenth.
-        paying = [n for n, cost in self._costs.items() if cost * 1.1 < min(n, runs) * alone]
-        return min(paying, key=lambda n: self._costs[n] / min(n, runs), default=1)
-
-    def _is_worth_a_look(self, runs: int) -> bool:
-        """Whether so many runs may gain more by training at once than it costs to find out."""
-        with self._signals.released():
-            compilation = self._alone.compiled().seconds
-        if 1 not in self._costs:
-            self._costs[1] = self._seconds_alone(self._anyone())
-        alone = self._costs[1]
-        work = runs * self.group.experiment.plan.steps * alone
-        if self.group.devices[0].platform == "cpu" and alone > _LONG_ON_CPU:
-            why = "which keeps a CPU busy: more at once would not be faster"
-        elif work < _WORTH * compilation:
-            why = f"and {work:.0f} s of work are not worth a look at more at once"
-        else:
-            return True
-        if not self._has_said:
-            self._told(f"one run after another: a step takes {alone * 1e3:.3g} ms, {why}")
-        self._has_said = True
-        return False
-
-    def _measure(self, runs: int) -> None:
-        """Measures steps of more and more places, for as long as more of them pay."""
-        best = alone = self._costs[1]
-        for base in _SIZES:
-            size = self._rounded(math.ceil(runs / math.ceil(runs / base)))
-            if size in self._costs:
-                break
-            self._costs[size] = math.inf
-            try:
-                with self._signals.released():
-                    stack = self._stacked(size, self._anyone())
-                    self._costs[size] = self._seconds_together(stack)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                break
-            each = self._costs[size] / size
-            if each * 1.1 > best:
-                break
-            best = each
-        self._costs[1] = alone = min(alone, self._seconds_alone(self._anyone()))
-        each = {size: cost / size for size, cost in self._costs.items() if size > 1}
-        shown = ", ".join(f"of {size} at once {cost * 1e3:.3g} ms" for size, cost in each.items())
-        least = min(each, key=lambda size: each[size])
-        says = f"{least} at once" if each[least] * 1.1 < alone else "one after another"
-        self._told(f"a step of one run {alone * 1e3:.3g} ms, {shown} each: {says}")
-
-    def _anyone(self) -> _Place:
-        return next(iter(self._places.values()))
-
-    def _rounded(self, size: int) -> int:
-        """A number of places that the devices can share."""
-        devices = len(self.group.devices)
-        return size if size == 1 else -(-size // devices) * devices
-
-    def _stacked(self, count: int, place: _Place) -> Stack:
-        return self.group.stack(count, place.alone, place.knobs)
-
-    def _seconds_alone(self, place: _Place) -> float:
-        state = jax.tree.map(jnp.copy, place.alone)
-
-        def step() -> Any:
-            nonlocal state
-            given = self.group.batch(place.batch())
-            state, metrics = self._alone(state, given, place.knobs, *self.group.placed)
-            return metrics
-
-        return _seconds(step)
-
-    def _seconds_together(self, stack: Stack) -> float:
-        which = np.tile(self._anyone().batch(), (stack.count, 1))
-        return _seconds(lambda: stack.step(which))
 
 
 class Member(Sitting):
@@ -381,99 +277,8 @@ class Member(Sitting):
 
     def _fit(self, state: TrainState, left: Left) -> Fitting:
         # What enters a place is more than a state.
-        entering: Any = _Entering(state, self.knobs, self.keeper.check)
+        entering: Any = Entering(state, self.knobs, self.keeper.check)
         return (yield from super()._fit(entering, left))
 
 
-class _Entering(NamedTuple):
-    """A run before its first step in this sitting."""
-
-    first: TrainState
-    knobs: Knobs
-    check: Callable[[], None]
-
-    @property
-    def step(self) -> Any:
-        return self.first.step
-
-    def state(self) -> TrainState:
-        return self.first
-
-
-class _Place:
-    """A place with the run that has it: a state, as far as the run is concerned.
-
-    alone: what it has been trained to, but in a stack.
-    """
-
-    alone: TrainState
-    knobs: Knobs
-    wanted: Wanted
-
-    def __init__(self, members: Members, number: int, run: Run):
-        self._members, self.number, self.run = members, number, run
-        experiment = members.group.experiment
-        size, batch_size = experiment.train.size, experiment.plan.batch_size
-        self._order = Order(run.config.seed, size, batch_size)
-        self.check: Callable[[], None] = lambda: None
-
-    def take(self, wanted: Wanted) -> None:
-        """Notes what the run waits for."""
-        self.wanted = wanted
-        if isinstance(wanted.state, _Entering):
-            self.alone, self.knobs, self.check = wanted.state
-
-    def batch(self) -> np.ndarray:
-        """The numbers of the images that it waits for."""
-        return self._order.batch(self.wanted.first)
-
-    def state(self) -> TrainState:
-        """What the run has been trained to."""
-        return self._members.state_of(self)
-
-
-class _Rows:
-    """Metrics of all places, which the host reads once, when the first run asks for its own."""
-
-    def __init__(self, metrics: Metrics):
-        self._metrics = metrics
-
-    def of(self, place: int) -> Metrics:
-        return Metrics(*(_Entry(self, name, place) for name in Metrics._fields))
-
-    def read(self, name: str, place: int) -> Any:
-        self._metrics = jax.device_get(self._metrics)
-        return getattr(self._metrics, name)[place]
-
-
-class _Entry(NamedTuple):
-    """A number of a place's metrics."""
-
-    rows: _Rows
-    name: str
-    place: int
-
-    def __float__(self) -> float:
-        return float(self.rows.read(self.name, self.place))
-
-    def __int__(self) -> int:
-        return int(self.rows.read(self.name, self.place))
-
-
-def _seconds(step: Callable[[], Any]) -> float:
-    """How long a step takes: the least of a few times, after one that may compile."""
-    jax.block_until_ready(step())
-    taken, end = [], time.perf_counter() + _LOOK
-    while len(taken) < 3 or time.perf_counter() < end:
-        begun = time.perf_counter()
-        jax.block_until_ready(step())
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
-
-
-_SIZES = (8, 32, 128)  # places that are tried, each only if the one before has paid
-_LOOK = 0.5  # seconds for which each is looked at
 _MOMENT = 0.5  # seconds after which it is looked again whether runs wait
-_WORTH = 3  # A look costs about one or two compilations.
-# Seconds. A CPU gains what a call and its many small operations cost, and no more: docs/decisions.
-_LONG_ON_CPU = 4e-3

@@ -20,7 +20,8 @@ from convjax.config import Experiment, from_dict
 from convjax.runlog import RunLog
 from convjax.sitting import opened
 from convjax.sweep.group import can_share
-from convjax.sweep.members import Member, Members, Run
+from convjax.sweep.members import Member, Members
+from convjax.sweep.places import Run
 from convjax.sweep.pruner import Pruning
 from convjax.sweep.store import Claim, Store
 from convjax.sweep.trial import Outcome, Row, Trial, cause_of
