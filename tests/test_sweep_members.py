@@ -19,6 +19,7 @@ from convjax.sweep import members as rooms
 from convjax.sweep import paying
 from convjax.sweep.group import can_share
 from convjax.sweep.members import Member, Members
+from convjax.sweep.paying import Paying
 from convjax.sweep.places import Run
 
 EPOCH = 5  # steps: forty pictures, eight a batch
@@ -282,12 +283,12 @@ def test_a_run_that_cannot_begin_leaves_its_place(tmp_path):
 def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milliseconds, says):
     measured = []
 
-    def seconds(self, stack=None):
-        measured.append(1 if stack is None else stack.count)
-        return milliseconds[measured[-1]] / 1e3
+    def seconds(places):
+        measured.append(places)
+        return milliseconds[places] / 1e3
 
-    monkeypatch.setattr(Members, "_seconds_alone", lambda self, place: seconds(self))
-    monkeypatch.setattr(Members, "_seconds_together", seconds)
+    monkeypatch.setattr(Paying, "_seconds_alone", lambda self, alone, place: seconds(1))
+    monkeypatch.setattr(Paying, "_seconds_together", lambda self, size, place: seconds(size))
     monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
     configs = [config(n % 8, epochs=1) for n in range(12)]
@@ -299,7 +300,7 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
 
 
 def test_long_steps_on_a_cpu_are_not_measured_beside_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(Members, "_seconds_alone", lambda self, place: 5e-3)
+    monkeypatch.setattr(Paying, "_seconds_alone", lambda self, alone, place: 5e-3)
     monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
     trials = train(tmp_path, [config(n, epochs=1) for n in range(2)], places=None, told=told.append)
