@@ -63,7 +63,7 @@ def _results(equation: JaxprEqn, given: list[Value], marked: dict) -> Sequence[V
         marked[params["path"]] = [each if isinstance(each, Span) else None for each in given]
         return given
     if name == "scan":
-        return _scan(params, given, marked)
+        return _scan(equation, given, marked)
     if name == "cond":
         branches = [
             _run(branch.jaxpr, list(map(Constant, branch.consts)), given[1:], marked)
@@ -98,10 +98,14 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _scan(params: Any, given: list[Value], marked: dict) -> list[Value]:
+def _scan(equation: JaxprEqn, given: list[Value], marked: dict) -> list[Value]:
     """Turn by turn, each with its own slice of what the scan goes over."""
+    params = equation.params
     body, length = params["jaxpr"], params["length"]
-    consts, carries = params["num_consts"], params["num_carry"]
+    # What the scan goes over, and what it stacks, has an axis more outside of the body than in it.
+    # Versions of JAX differ in how they say which that is.
+    carries = sum(map(_is_alike, equation.outvars, body.jaxpr.outvars))
+    consts = sum(map(_is_alike, equation.invars, body.jaxpr.invars)) - carries
     fixed, carry, over = given[:consts], given[consts:][:carries], given[consts + carries :]
     turns: list[list[Value]] = []
     for turn in range(length):
@@ -117,6 +121,10 @@ def _scan(params: Any, given: list[Value], marked: dict) -> list[Value]:
     if params["reverse"]:
         turns.reverse()
     return [*carry, *(stacked(list(map(span_of, column)), 0) for column in zip(*turns))]
+
+
+def _is_alike(outer: Any, inner: Any) -> bool:
+    return len(_shape(outer)) == len(_shape(inner))
 
 
 def _while(
