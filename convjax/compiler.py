@@ -8,7 +8,9 @@ with Compiler() as compiler:
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -17,7 +19,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +108,33 @@ def keep_programs() -> Path | None:
     return folder
 
 
+def compile_on(cores: Collection[int]) -> None:
+    """Has XLA compile on all of these cores, while steps keep to those of this process.
+
+    To be called before anything is compiled. For processes with a core each of which some wait for
+    what another one compiles. Nothing where Linux's threads cannot be told.
+    """
+    if not _TASKS.is_dir():
+        return
+    jax.devices()  # It starts as many threads for steps as this process has cores.
+    own = os.sched_getaffinity(0)
+
+    def move(threads: Iterable[int], cores: Collection[int]) -> None:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+
+    threads = [int(each.name) for each in _TASKS.iterdir()]
+    try:
+        move(threads, cores)
+        jax.jit(lambda: 0).lower().compile()  # The first one starts as many threads to compile.
+    finally:
+        move(threads, own)
+
+
+_TASKS = Path("/proc/self/task")
+
+
 class Compiled(NamedTuple):
     """A compiled program.
 
@@ -133,16 +162,20 @@ class Program:
 class Compiler:
     """Compiles ahead of time, in the background and one program after another; use it in a `with`.
 
-    On leaving, what has not begun is given up.
+    Of processes that keep programs in one folder each compiles what no other one is compiling, and
+    then takes what the others have kept. On leaving, what has not begun is given up.
     """
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, "compiler")
+        self._waiting: list[_Waiting] = []
 
     def __enter__(self) -> Compiler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        for each in list(self._waiting):
+            each.program.cancel()
         # A compilation cannot be broken off, and whoever interrupts does not wait for one.
         wait = kind is None or not issubclass(kind, KeyboardInterrupt)
         self._worker.shutdown(wait=wait, cancel_futures=True)
@@ -161,14 +194,89 @@ class Compiler:
         # Here, as JAX's settings, such as `jax.default_matmul_precision`, hold for one thread.
         lowered = function.lower(*specs)
         traced = time.perf_counter() - begun
+        program: Future[Compiled] = Future()
+        self._waiting.append(_Waiting(lowered, traced, program, _claim_of(lowered)))
+        self._worker.submit(self._compile_one)
+        return Program(program)
 
-        def compile() -> Compiled:
-            begun, hits = time.perf_counter(), _hits()
-            call = lowered.compile()
+    def _compile_one(self) -> None:
+        """Compiles the first program that no other process compiles now."""
+        patience = time.monotonic() + _PATIENCE
+        while True:
+            for each in self._waiting:
+                given_up, claim = each.program.cancelled(), each.claim
+                if given_up or claim is None or claim.is_free() or time.monotonic() > patience:
+                    self._waiting.remove(each)
+                    return None if given_up else each.compile()
+            time.sleep(_LOOK)
+
+
+class _Waiting(NamedTuple):
+    """A program that is to be compiled.
+
+    traced: the seconds that it took to trace it. claim: what keeps other processes from it, if any.
+    """
+
+    lowered: Any
+    traced: float
+    program: Future[Compiled]
+    claim: _Claim | None
+
+    def compile(self) -> None:
+        """Compiles it, unless it was given up meanwhile."""
+        begun, hits = time.perf_counter(), _hits()
+        try:
+            if not self.program.set_running_or_notify_cancel():
+                return
+            call = self.lowered.compile()
             give_back_freed_memory()
-            return Compiled(call, traced + time.perf_counter() - begun, _hits() > hits)
+            seconds = self.traced + time.perf_counter() - begun
+            self.program.set_result(Compiled(call, seconds, _hits() > hits))
+        except BaseException as error:
+            self.program.set_exception(error)
+        finally:
+            if self.claim is not None:
+                self.claim.give_back()
 
-        return Program(self._worker.submit(compile))
+
+class _Claim:
+    """What one process at a time has of a program, by a file in the folder of kept programs.
+
+    The kernel frees it when its process ends, however it ends.
+    """
+
+    def __init__(self, path: Path):
+        import filelock
+
+        self._path = path
+        self._lock, self._timeout = filelock.FileLock(path), filelock.Timeout
+
+    def is_free(self) -> bool:
+        """Takes it, if nobody has it; one that cannot be made is nobody's, and keeps nobody."""
+        try:
+            self._lock.acquire(timeout=0)
+        except self._timeout:
+            return False
+        except (OSError, NotImplementedError):  # Not every file system has locks.
+            pass
+        return True
+
+    def give_back(self) -> None:
+        """Frees it."""
+        # Who has opened the file a moment ago may compile the same once more, and no harm is done.
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _claim_of(lowered: Any) -> _Claim | None:
+    """The claim to a program; None where programs are not kept, or other processes wait for it."""
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    # Those that train together compile together: they tell one another what they have tried.
+    if folder is None or jax.process_count() > 1 or importlib.util.find_spec("filelock") is None:
+        return None
+    name = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:32]
+    return _Claim(Path(folder) / f"{name}.lock")
 
 
 def spec_on(tree: Any, sharding: jax.sharding.Sharding) -> Any:
@@ -186,6 +294,8 @@ def spec_on(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(one, tree)
 
 
+_LOOK = 0.02  # seconds between two looks at what others compile
+_PATIENCE = 600.0  # seconds after which what another process compiles is compiled here, too
 _LARGEST = 1 << 30
 _WORTH_KEEPING = 0.05  # seconds; reading a program takes a few thousandths
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import math
@@ -245,7 +246,7 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "versions": versions(),
-        "source": source_revision(),
+        "source": _source_of_process(),
         "machine": platform.platform(),
         "platform": devices[0].platform,
         "devices": [device.device_kind for device in devices],
@@ -372,6 +373,13 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
+def _source_of_process() -> dict[str, Any] | None:
+    """The revision as the process first asks: what it runs it has loaded by then."""
+    return source_revision()
+
+
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -59,6 +59,7 @@ class Sitting:
 
     at_once = 1  # the most steps that are taken by one call
     shows = True  # whether there is a progress bar
+    late = 1  # how many calls later, at most, metrics are read
 
     def __init__(
         self,
@@ -184,7 +185,8 @@ class Sitting:
     def _fit(self, state: TrainState, left: Left) -> Fitting:
         events = Events(self.on_log, self.on_evaluate, self.on_save, self.on_skipped)
         run = fitting(
-            *(state, self.plan, events, left, self.at_once, self.interrupts), shows=self.shows
+            *(state, self.plan, events, left, self.at_once, self.interrupts),
+            **{"shows": self.shows, "late": self.late},
         )
         try:
             return (yield from run)

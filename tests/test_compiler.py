@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import jax
@@ -140,6 +142,88 @@ def test_of_two_that_compile_at_once_each_knows_whether_its_own_program_was_kept
     with Compiler() as one, Compiler() as other:
         programs = one.start(Timed(meeting, True)), other.start(Timed(meeting, False))
         assert [program.compiled().from_cache for program in programs] == [True, False]
+
+
+class Slow:
+    """A program whose compilation takes until it is let go, and tells when it is begun."""
+
+    def __init__(self, name, begun, go):
+        self.name, self.begun, self.go = name, begun, go
+
+    def lower(self, *specs):
+        return self
+
+    def as_text(self):
+        return self.name
+
+    def compile(self):
+        self.begun.append(self.name)
+        assert self.go.wait(60)
+        return lambda: self.name
+
+
+@pytest.fixture
+def kept_in(tmp_path):
+    """The folder that programs are kept in."""
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_of_two_that_keep_programs_in_one_folder_each_compiles_what_the_other_one_does_not(
+    kept_in,
+):
+    begun, both, go = [], threading.Event(), threading.Event()
+    with Compiler() as one, Compiler() as other:
+        first = one.start(Slow("step", begun, go))
+        while begun != ["step"]:
+            both.wait(0.01)
+        waits = other.start(Slow("step", begun, go))
+        ahead = other.start(Slow("evaluation", begun, go))
+        while len(begun) < 2:
+            both.wait(0.01)
+        assert begun == ["step", "evaluation"]
+        go.set()
+        assert [program() for program in (first, waits, ahead)] == ["step", "step", "evaluation"]
+    assert begun == ["step", "evaluation", "step"]
+    assert list(kept_in.iterdir()) == []
+
+
+def test_what_waits_for_another_process_is_given_up_with_its_compiler(kept_in):
+    begun, go = [], threading.Event()
+    with Compiler() as one:
+        one.start(Slow("step", begun, go))
+        while not begun:
+            time.sleep(0.01)
+        with Compiler() as other:
+            waits = other.start(Slow("step", begun, go))
+        with pytest.raises(CancelledError):
+            waits()
+        go.set()
+    assert begun == ["step"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux tells threads their cores")
+def test_a_process_with_one_core_compiles_on_all_and_takes_steps_on_its_own():
+    program = """
+import os
+cores = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(cores)})
+from convjax.compiler import compile_on
+compile_on(cores)
+threads = [os.sched_getaffinity(int(each)) for each in os.listdir("/proc/self/task")]
+print(os.sched_getaffinity(0) == {min(cores)}, sum(each == cores for each in threads) >= len(cores))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert run.stdout.split() == ["True", "True"]
 
 
 @pytest.mark.parametrize("name", sorted(parallel.MAPPERS))

@@ -1,11 +1,13 @@
 """Which engine trains: its workers' shares of the machine, and what hangs or dies among them."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,6 +233,37 @@ def test_workers_that_hung_are_not_taken_for_ones_that_end_as_they_begin(begun, 
     with process:
         assert (name, process.poll()) == ("worker0", None)
         process.kill()
+
+
+def test_a_worker_that_got_ready_is_taken_for_its_cores_and_one_that_is_not_wanted_is_ended(
+    tmp_path, monkeypatch
+):
+    reads = [sys.executable, "-c", "import sys; input(); print(input(), flush=True); input()"]
+
+    def start(share, engine, config, out, err):
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process: Any = subprocess.Popen(reads, bufsize=0, **pipes, start_new_session=True)
+        process.stdin.write(b"null\n")
+        return process
+
+    monkeypatch.setattr(processes, "_start", start)
+    with (
+        Store(tmp_path) as store,
+        processes.begun([{"cores": "0"}, {"cores": "1"}], "auto", {}) as (ready),
+    ):
+        processes_of: list[Any] = [each.process for each in ready]
+        left, taken = processes_of
+        workers = Workers(store, 7, 1, hang_after=9.0, ready=ready)
+        name, process = workers._started({"cores": "1", "gpus": "", "memory": ""})
+        assert process is taken
+        assert [each.cores for each in ready] == ["0"]
+        job = json.loads(taken.stdout.readline())
+        assert (job["folder"], job["sweep"], job["name"]) == (str(tmp_path), 7, name)
+    assert (left.returncode, taken.poll()) == (-9, None)
+    for each in (left, taken):
+        each.stdin.close()
+        each.stdout.close()
+    assert taken.wait(60) == 1  # Its input has ended.
 
 
 def test_what_workers_print_is_told_line_by_line_and_what_was_printed_before_is_not(tmp_path):

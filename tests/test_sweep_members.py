@@ -287,7 +287,7 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
         measured.append(places)
         return milliseconds[places] / 1e3
 
-    monkeypatch.setattr(Paying, "_seconds_alone", lambda self, alone, place: seconds(1))
+    monkeypatch.setattr(Paying, "_seconds_alone", lambda *_: seconds(1))
     monkeypatch.setattr(Paying, "_seconds_together", lambda self, size, place: seconds(size))
     monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
@@ -300,7 +300,7 @@ def test_as_many_train_at_once_as_pay_on_the_device(tmp_path, monkeypatch, milli
 
 
 def test_long_steps_on_a_cpu_are_not_measured_beside_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(Paying, "_seconds_alone", lambda self, alone, place: 5e-3)
+    monkeypatch.setattr(Paying, "_seconds_alone", lambda *_: 5e-3)
     monkeypatch.setattr(paying, "_WORTH", 0)
     told = []
     trials = train(tmp_path, [config(n, epochs=1) for n in range(2)], places=None, told=told.append)

@@ -8,16 +8,17 @@ with engine.start(store, sweep, config) as pool:
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from convjax.config import Experiment, UserError
+from convjax.config import Experiment, UserError, to_dict
 from convjax.flags import literal
 from convjax.names import nearest
-from convjax.sweep.processes import Workers, cores, gpus, has_accelerators, shares
+from convjax.sweep.processes import Begun, Workers, begun, cores, gpus, has_accelerators, shares
 from convjax.sweep.store import Store
 
 CLUSTERS = ("ray", "slurm")
@@ -109,16 +110,24 @@ class Engine:
         places = int(self.name.partition("=")[2] or _GROUP)
         return max(self.count("jit"), places)
 
+    def begin(self, config: Experiment) -> AbstractContextManager[list[Begun]]:
+        """Workers of this machine's CPU that get ready for trials like this; for `start`."""
+        # Those that have taken the memory of a GPU would leave none to what is tried meanwhile.
+        if not self.is_here or has_accelerators():
+            return contextlib.nullcontext([])
+        return begun(self.shares(config.parallel), self.name, to_dict(config))
+
     def start(
         self,
         store: Store,
         sweep: int,
         config: Experiment,
         told: Callable[[str], None] = print,
+        ready: list[Begun] | None = None,
     ) -> AbstractContextManager[Pool]:
         """Workers for a sweep of this config, to be used in a `with`, after which none is left.
 
-        told: is told what workers of this machine print.
+        told: is told what workers of this machine print. ready: what `begin` gives.
 
         Raises: UserError if a library or a cluster is missing.
         """
@@ -132,6 +141,7 @@ class Engine:
                 self.name,
                 all_gpus=self._takes_all(config.parallel),
                 told=told,
+                ready=ready,
             )
         from convjax.sweep import cluster
 

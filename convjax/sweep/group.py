@@ -27,7 +27,7 @@ from convjax.assemble import Assembled, augmentation
 from convjax.assemble import network as checked_network
 from convjax.compiler import compiler_options
 from convjax.config import Experiment
-from convjax.layer import Params, State
+from convjax.layer import Layer, Params, State, draw, plan, spec_of
 from convjax.session import step_of
 from convjax.sweep import numbers
 from convjax.training import recipe
@@ -66,7 +66,8 @@ class Group:
         lifted: frozenset[str],
         devices: Sequence[Any] | None = None,
     ):
-        self.experiment, self.lifted = experiment, lifted
+        net = _planned(experiment.net, experiment.spec)
+        self.experiment, self.lifted = experiment._replace(net=net), lifted
         self.devices = list(devices or jax.local_devices())
         self.pixels = experiment.train.statistics()
         self.prepare = normalise(*self.pixels, experiment.config.precision)
@@ -95,7 +96,7 @@ class Group:
             change, mix = augmentation(config, train)
         params, _ = jax.eval_shape(net.init, jax.random.key(0), base.spec)
         classes, epoch = len(train.classes), base.plan.epoch
-        _, hyper = recipe.make(config, base.schedule, net, params, classes, epoch)
+        _, hyper = recipe.make(config, base.schedule, net, params, classes, epoch, tries=False)
         return base._replace(config=config, net=net, change=change, mix=mix, hyper=hyper)
 
     def knobs(self, experiment: Assembled) -> Knobs:
@@ -188,6 +189,18 @@ class Stack:
         return jax.shard_map(
             places, mesh=self._mesh, in_specs=specs, out_specs=spread, check_vma=False
         )
+
+
+def _planned(net: Layer, spec: Any) -> Layer:
+    """The same network, whose first parameters are drawn without tracing it each time."""
+    if net.wire is None:
+        return net
+    calls = plan(net, spec)
+
+    def init(key: Array, other: Any) -> tuple[Params, State]:
+        return draw(key, calls) if spec_of(other) == spec else net.init(key, other)
+
+    return net._replace(init=init)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

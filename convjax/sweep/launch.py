@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from convjax import interrupts
-from convjax.config import UserError, to_dict
+from convjax.config import Experiment, UserError, to_dict
 from convjax.ownership import owned
 from convjax.sweep import objective as objectives
 from convjax.sweep import pruner as pruners
@@ -26,10 +26,20 @@ from convjax.sweep.coordinator import BY_RESULTS, Parts, Run
 from convjax.sweep.display import display_on
 from convjax.sweep.distributions import SpaceError
 from convjax.sweep.engines import Engine
-from convjax.sweep.processes import environment_of
+from convjax.sweep.processes import Begun, environment_of
 from convjax.sweep.rehearsal import rehearse
 from convjax.sweep.sampler import Told
-from convjax.sweep.space import Space, Sweep, check, described, grid, shown, space_of
+from convjax.sweep.space import (
+    Space,
+    Sweep,
+    check,
+    corners,
+    described,
+    grid,
+    resolve,
+    shown,
+    space_of,
+)
 from convjax.sweep.store import Store
 from convjax.sweep.trial import Outcome
 
@@ -76,7 +86,10 @@ def launch(
     engine = engine.of(parts.points * sweep.seeds, sweep.config.parallel)
     with contextlib.ExitStack() as held:
         held.enter_context(interrupts.handled())
+        ready: list[Begun] = []
         if not _has_run(folder, parts.definition):
+            # They get ready meanwhile, and train nothing before it is known that all can be.
+            ready = held.enter_context(engine.begin(_one_of(sweep, parts)))
             _rehearse(sweep, parts, engine)
         store = held.enter_context(Store(folder))
         held.enter_context(owned(store.folder))
@@ -89,7 +102,7 @@ def launch(
             display.note(idle)
         run = Run(sweep, parts, store, number, engine, display)
         try:
-            with engine.start(store, number, sweep.config, display.note) as pool:
+            with engine.start(store, number, sweep.config, display.note, ready) as pool:
                 try:
                     while not run.is_done():
                         pool.look_after()
@@ -195,6 +208,11 @@ def _has_run(folder: str | os.PathLike[str], definition: dict[str, Any]) -> bool
             and "finished" in store.counts(number)
             for number, each in store.sweeps().items()
         )
+
+
+def _one_of(sweep: Sweep, parts: Parts) -> Experiment:
+    """The config of one of the trials."""
+    return resolve(sweep.config, corners(parts.space)[0], sweep.config.seed)
 
 
 def _rehearse(sweep: Sweep, parts: Parts, engine: Engine) -> None:

@@ -10,7 +10,9 @@ place. How many places there are is for `convjax.sweep.paying` to say.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -105,6 +107,12 @@ class Members:
     def judge(self, model: Any, batch: Any, numbers: Any) -> Metrics:
         """The metrics of one batch of an evaluation."""
         return self._judge(model, batch, numbers)
+
+    def prepare(self) -> None:
+        """Starts to compile before there is a run."""
+        config = self.group.experiment.config
+        member = Member(self, config, RunLog(os.devnull), sys.stdout, self._signals)
+        self.compile(member, member.drawn())
 
     def compile(self, member: Member, state: TrainState) -> None:
         """Starts to compile the programs of a run on its own, once and for all."""
@@ -250,6 +258,9 @@ class Member(Sitting):
     """A run that has a place; see `Sitting`."""
 
     shows = False
+    # To read those of each step takes the one core of a worker 10% of its time: the step is waited
+    # for, and what the core has at hand is replaced, twice.
+    late = 8
 
     def __init__(
         self,

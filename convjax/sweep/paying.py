@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from convjax.compiler import Program
@@ -24,9 +23,10 @@ from convjax.sweep.places import Place
 
 _SIZES = (8, 32, 128)  # places that are tried, each only if the one before has paid
 _LOOK = 0.5  # seconds for which each is looked at
+_GLANCE = 0.1  # seconds for a first look at one alone, by which it may be clear already
 _WORTH = 3  # A look costs about one or two compilations.
 # Seconds. A CPU gains what a call and its many small operations cost, and no more: docs/decisions.
-_LONG_ON_CPU = 4e-3
+_LONG_ON_CPU = 2e-3
 
 
 class Paying:
@@ -77,7 +77,7 @@ class Paying:
         with self._signals.released():
             compilation = alone.compiled().seconds
         if 1 not in self._costs:
-            self._costs[1] = self._seconds_alone(alone, place)
+            self._costs[1] = self._seconds_alone(alone, place, _GLANCE)
         cost = self._costs[1]
         work = runs * self._group.experiment.plan.steps * cost
         if self._group.devices[0].platform == "cpu" and cost > _LONG_ON_CPU:
@@ -125,8 +125,8 @@ class Paying:
         devices = len(self._group.devices)
         return size if size == 1 else -(-size // devices) * devices
 
-    def _seconds_alone(self, alone: Program, place: Place) -> float:
-        state = jax.tree.map(jnp.copy, place.alone)
+    def _seconds_alone(self, alone: Program, place: Place, look: float = _LOOK) -> float:
+        state = self._group.experiment.mapper.place(place.alone)  # A copy, to be trained.
 
         def step() -> Any:
             nonlocal state
@@ -134,7 +134,7 @@ class Paying:
             state, metrics = alone(state, given, place.knobs, *self._group.placed)
             return metrics
 
-        return _seconds(step)
+        return _seconds(step, look)
 
     def _seconds_together(self, size: int, place: Place) -> float:
         stack = self._group.stack(size, place.alone, place.knobs)
@@ -142,10 +142,10 @@ class Paying:
         return _seconds(lambda: stack.step(which))
 
 
-def _seconds(step: Callable[[], Any]) -> float:
+def _seconds(step: Callable[[], Any], look: float = _LOOK) -> float:
     """How long a step takes: the least of a few times, after one that may compile."""
     jax.block_until_ready(step())
-    taken, end = [], time.perf_counter() + _LOOK
+    taken, end = [], time.perf_counter() + look
     while len(taken) < 3 or time.perf_counter() < end:
         begun = time.perf_counter()
         jax.block_until_ready(step())

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from convjax.config import UserError
 from convjax.names import trusted
@@ -29,9 +29,39 @@ _PARTING = 70.0  # seconds in which a worker that is to end does
 _STILLBORN = 3  # workers in a row that end before they take a trial
 
 
+class Begun(NamedTuple):
+    """A worker that is not told yet what to work on."""
+
+    cores: str
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def begun(
+    shares: Iterable[Mapping[str, str]], engine: str, config: dict[str, Any]
+) -> Iterator[list[Begun]]:
+    """Workers that get ready for such a trial, for `Workers`; none that it has left is left after.
+
+    shares: what each has, as `shares` gives it.
+    """
+    found: list[Begun] = []
+    try:
+        for share in shares:
+            nowhere = subprocess.DEVNULL
+            found.append(Begun(share["cores"], _start(share, engine, config, nowhere, nowhere)))
+        yield found
+    finally:
+        for each in found:
+            _kill(each.process)
+            assert each.process.stdin is not None
+            with contextlib.suppress(OSError):
+                each.process.stdin.close()
+
+
 class Workers:
     """So many processes; use it in a `with`, after which none is left.
 
+    ready: workers that have begun already, which are taken out of it.
     hang_after: seconds without a new line of metrics after which a trial is taken to hang.
     engine: what the workers are told about how to train, as `convjax.sweep.worker` knows it.
     all_gpus: whether a worker has its part of all GPUs, and not one alone.
@@ -48,7 +78,9 @@ class Workers:
         *,
         all_gpus: bool = False,
         told: Callable[[str], None] = print,
+        ready: list[Begun] | None = None,
     ):
+        self._ready = [] if ready is None else ready
         self._store, self._sweep, self._hang_after = store, sweep, hang_after
         self._engine, self._told = engine, told
         logs = store.folder / "logs"
@@ -109,20 +141,19 @@ class Workers:
         self._end_hanging()
 
     def _started(self, share: dict[str, str]) -> tuple[str, subprocess.Popen[bytes]]:
-        name = uuid.uuid4().hex
-        known = trusted()
-        names = json.dumps(None if known is None else sorted(known))
-        words = [str(self._store.folder), str(self._sweep), name, share["cores"], names]
+        for each in self._ready:
+            if each.cores == share["cores"]:
+                self._ready.remove(each)
+                return self._told_what(each.process)
         with open(self._out, "ab") as out, open(self._err, "ab") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "convjax.sweep.worker", *words, self._engine],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                env=os.environ | environment_of(share),
-                # A Ctrl-C is this process's to hand on; and what a worker starts can end with it.
-                start_new_session=True,
-            )
+            return self._told_what(_start(share, self._engine, None, out, err))
+
+    def _told_what(self, process: subprocess.Popen[bytes]) -> tuple[str, subprocess.Popen[bytes]]:
+        """A worker with its name, once it knows what to work on."""
+        name = uuid.uuid4().hex
+        files = {"out": str(self._out), "err": str(self._err)}
+        folder = str(self._store.folder)
+        _write(process, {"folder": folder, "sweep": self._sweep, "name": name, **files})
         return name, process
 
     def _hear(self) -> None:
@@ -183,6 +214,33 @@ class Workers:
 def _parted(status: int) -> tuple[Outcome, str]:
     """How the attempts of a worker ended that was asked to end."""
     return (Outcome.INTERRUPTED, "ended with the sweep") if status == 0 else cause_of(status)
+
+
+def _start(
+    share: Mapping[str, str], engine: str, config: dict[str, Any] | None, out: Any, err: Any
+) -> subprocess.Popen[bytes]:
+    """A worker that gets ready for trials of a config."""
+    known = trusted()
+    names = json.dumps(None if known is None else sorted(known))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "convjax.sweep.worker", share["cores"], names, engine],
+        bufsize=0,  # What one that has ended was not told is not kept for it.
+        stdin=subprocess.PIPE,
+        stdout=out,
+        stderr=err,
+        env=os.environ | environment_of(share),
+        # A Ctrl-C is this process's to hand on; and what a worker starts can end with it.
+        start_new_session=True,
+    )
+    _write(process, config)
+    return process
+
+
+def _write(process: subprocess.Popen[bytes], line: Any) -> None:
+    """Tells a process a line of JSON; that it has ended is seen later."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(line).encode() + b"\n")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import sys
 import time
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Self, TextIO
 
 from convjax import compiler, interrupts
@@ -33,18 +34,48 @@ _LOOK = 1.0  # seconds in which they are looked for
 _KEPT = 4  # structures whose programs and images stay in memory
 
 
+@contextlib.contextmanager
+def ready_for(
+    config: dict[str, Any] | None, places: int | None, cores: Collection[int]
+) -> Iterator[list[Members]]:
+    """Has the programs of such trials compiled, before there is one; for `Together`.
+
+    What goes wrong is told by the trial that meets it again.
+
+    config: as `to_dict` gives it. places: as for Together. cores: which compile.
+    """
+    with interrupts.handled() as signals:
+        keep_freed_memory()
+        compiler.keep_programs()
+        compiler.compile_on(cores)
+        found: list[Members] = []
+        with contextlib.suppress(Exception):
+            if config is not None and can_share(from_dict(config)):
+                members = Members(from_dict(config), signals, places=places)
+                members.prepare()
+                found.append(members)
+        yield found
+
+
 class Together:
     """Trains trials for a worker; use it in a `with`.
 
     places: how many at once; None measures how many pay.
+    ready: what `ready_for` gives.
     """
 
     def __init__(
-        self, store: Store, sweep: int, worker: str, pruning: Pruning, places: int | None = None
+        self,
+        store: Store,
+        sweep: int,
+        worker: str,
+        pruning: Pruning,
+        places: int | None = None,
+        ready: Sequence[Members] = (),
     ):
         self._store, self._sweep, self._worker = store, sweep, worker
         self._pruning, self._asked = pruning, places
-        self._members: list[Members] = []  # those used last come first
+        self._members = list(ready)  # those used last come first
         self._open = contextlib.ExitStack()
         self._waiting: dict[int, Trial] = {}
         self._known: dict[Members, dict[str, bool]] = {}

@@ -1,16 +1,20 @@
 """A process that trains the trials of a sweep, until whoever started it is gone.
 
-    python -m convjax.sweep.worker FOLDER SWEEP NAME CORES TRUSTED ENGINE
+    python -m convjax.sweep.worker CORES TRUSTED ENGINE
 
 CORES are such as 0,1; TRUSTED is JSON, for `convjax.names.trust_only`. ENGINE is `processes`, by
 which trials are runs one after another, or `vectorised`, by which those that can share a program
-do; `vectorised=8` has up to 8 of them at once whatever pays. It ends when its standard input does,
-with what it is at saved.
+do; `vectorised=8` has up to 8 of them at once whatever pays.
+
+It reads two lines of JSON: the config of a trial that may come, for which it gets ready, or null;
+and a `Job`, which may be long in coming. It ends when its standard input does, with what it is at
+saved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -18,13 +22,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from convjax.config import from_dict
-from convjax.flags import guard, leave
+from convjax.flags import guard
 from convjax.names import trust_only
+from convjax.sweep import processes
 from convjax.sweep.pruner import Pruning
 from convjax.sweep.store import Claim, Store
 from convjax.sweep.trial import Outcome, cause_of
@@ -36,39 +41,75 @@ _PARTING = 60.0  # seconds in which what is under way is saved
 _MOMENT = 0.1  # seconds after which a worker without a trial looks for one again
 
 
+class Job(NamedTuple):
+    """What a worker works on.
+
+    folder: of the record. name: of the worker. out, err: the files of what it prints.
+    """
+
+    folder: str
+    sweep: int
+    name: str
+    out: str
+    err: str
+
+
 def main(argv: list[str]) -> None:
-    """Works for the sweep that `argv` names."""
-    _, folder, sweep, name, cores, trusted, engine = argv
+    """Works for the sweep that its standard input names."""
+    _, cores, trusted, engine = argv
     if (names := json.loads(trusted)) is not None:
         trust_only(names)
+    everywhere = processes.cores()
     if hasattr(os, "sched_setaffinity"):  # Before JAX counts them.
         os.sched_setaffinity(0, map(int, cores.split(",")))
+    places = int(engine.partition("=")[2] or 0) or None
+    with contextlib.ExitStack() as rest:
+        config, told = json.loads(sys.stdin.readline()), io.StringIO()
+        with contextlib.redirect_stdout(told):
+            if engine == "processes":
+                from convjax import run  # noqa: F401 - which takes a second
+
+                ready = None
+            else:
+                from convjax.sweep.together import ready_for
+
+                ready = rest.enter_context(ready_for(config, places, everywhere))
+        if not (line := sys.stdin.readline()):
+            return
+        job = Job(**json.loads(line))
+        for number, path in ((1, job.out), (2, job.err)):
+            with open(path, "ab") as file:
+                os.dup2(file.fileno(), number)
+        print(told.getvalue(), end="", flush=True)
+        store = rest.enter_context(Store(job.folder))
+        pruning = Pruning(store, job.sweep, store.definition(job.sweep))
+        work: Callable[[Claim], bool] = lambda claim: train_alone(claim, pruning)  # noqa: E731
+        if ready is not None:
+            from convjax.sweep.together import Together
+
+            together = Together(store, job.sweep, job.name, pruning, places, ready)
+            work = rest.enter_context(together).train
+        _work(store, job, work)
+
+
+def _work(store: Store, job: Job, work: Callable[[Claim], bool]) -> None:
+    """Claims trials until the sweep has ended, or what `work` says of one ends the worker."""
     ended, working = threading.Event(), threading.Event()
     threading.Thread(target=_wait_for_end, args=(ended, working), daemon=True).start()
-    with Store(folder) as store, contextlib.ExitStack() as rest:
-        number = int(sweep)
-        pruning = Pruning(store, number, store.definition(number))
-        if engine == "processes":
-            work = lambda claim: train_alone(claim, pruning)  # noqa: E731
-        else:
-            from convjax.sweep.together import Together  # It loads JAX.
-
-            places = int(engine.partition("=")[2] or 0) or None
-            work = rest.enter_context(Together(store, number, name, pruning, places)).train
-        while not ended.is_set():
-            claim = store.claim(number, name, closes=False)
-            if claim is None:
-                ended.wait(_MOMENT)
-                continue
-            working.set()
-            try:
-                if work(claim):
-                    return  # What took all memory may have kept some of it.
-            except KeyboardInterrupt:
-                if ended.is_set():
-                    return  # It was asked for.
-                raise
-            working.clear()
+    while not ended.is_set():
+        claim = store.claim(job.sweep, job.name, closes=False)
+        if claim is None:
+            ended.wait(_MOMENT)
+            continue
+        working.set()
+        try:
+            if work(claim):
+                return  # What took all memory may have kept some of it.
+        except KeyboardInterrupt:
+            if ended.is_set():
+                return  # It was asked for.
+            raise
+        working.clear()
 
 
 def train_alone(claim: Claim, pruning: Pruning) -> bool:
@@ -157,4 +198,8 @@ def _wait_for_end(ended: threading.Event, working: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    leave(guard(main, sys.argv))
+    ended_with = guard(main, sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is on the disk, and the sweep waits: to take Python and XLA apart takes a while.
+    os._exit(ended_with)

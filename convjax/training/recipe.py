@@ -30,11 +30,19 @@ from convjax.training.transforms import sharpness_aware, slow_weights
 
 
 def make(
-    config: Experiment, schedule: Schedule, net: Layer, params: Params, classes: int, epoch: int = 1
+    config: Experiment,
+    schedule: Schedule,
+    net: Layer,
+    params: Params,
+    classes: int,
+    epoch: int = 1,
+    *,
+    tries: bool = True,
 ) -> tuple[Optimizer, Hyper]:
     """The optimizer of a config, and the numbers of its steps.
 
     params: of `net`, or their shapes. epoch: the steps of an epoch.
+    tries: whether a step is traced; not needed where one of the same structure has been.
 
     Raises:
         ConfigError: if optimizer or loss do not take what they are given, or do not fit the
@@ -76,7 +84,8 @@ def make(
         layer_decay=chosen.layer_decay,
         sam_rho=chosen.sam_rho or 0.0,
     )
-    optimizers.check_step(optimizer, hyper, params, chosen.args)
+    if tries:
+        optimizers.check_step(optimizer, hyper, params, chosen.args)
     return optimizer, hyper
 
 
