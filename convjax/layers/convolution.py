@@ -168,7 +168,7 @@ def dense(
 def weight_standardized(layer: Layer, epsilon: float = 1e-10) -> Layer:
     """A layer whose kernel has mean 0 and variance 1 for every output (Qiao et al. 2019).
 
-    >>> from convjax import group_norm, serial
+    >>> from convjax import group_norm
     >>> net = serial(weight_standardized(conv(64, 3)), group_norm(32))
 
     Raises:
