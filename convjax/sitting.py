@@ -87,6 +87,7 @@ class Sitting:
             self.open(rest, state)
             # It loads Orbax, while the step is compiled.
             self.keeper = rest.enter_context(Keeper(self.log, config, self.plan.steps))
+            rest.enter_context(self._told_where())
             if config.checkpoint.best is not None:
                 self.judge.kept = self.keeper.best
             with self.interrupts.held():  # Orbax's threads complain about what is broken off.
@@ -184,12 +185,15 @@ class Sitting:
 
     def _fit(self, state: TrainState, left: Left) -> Fitting:
         events = Events(self.on_log, self.on_evaluate, self.on_save, self.on_skipped)
-        run = fitting(
-            *(state, self.plan, events, left, self.at_once, self.interrupts),
-            **{"shows": self.shows, "late": self.late},
-        )
+        plan, signals = self.plan, self.interrupts
+        how = {"shows": self.shows, "late": self.late}
+        return (yield from fitting(state, plan, events, left, self.at_once, signals, **how))
+
+    @contextlib.contextmanager
+    def _told_where(self) -> Iterator[None]:
+        """Has a signal's exception say where the run goes on."""
         try:
-            return (yield from run)
+            yield
         except Interrupted as error:
             text = f"{self.keeper.last_good()}; the same command goes on"
             raise Interrupted(error.number, text) from None

@@ -263,7 +263,7 @@ def test_catalogue_is_complete():
         name
         for module in (convjax.layers, convjax.combine)
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__
+        if inspect.isfunction(value) and value.__module__.startswith(module.__name__)
         if not name.startswith("_")
     }
     catalogued = {name.split("/")[0] for name in CATALOGUE}

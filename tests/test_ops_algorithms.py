@@ -148,6 +148,7 @@ cases = {
     "dot": square((6, 7), 1, 2, pad=0),
     "taps": square((6, 7), 3, 2),
     "im2col": square((6, 7), 4, 2, groups=2),
+    "pairs": square((6, 7), 3, 2),
     "winograd": square((6, 9), 3),
     "depthwise": square((6, 7), 3, 2, groups=4),
     "flipped": square((6, 7), 4, groups=2),

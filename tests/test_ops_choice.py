@@ -316,9 +316,9 @@ def test_one_operation_by_lax_leaves_the_others(choices, gone):
 # Of networks that are measured: image, kernel, stride, and what computes the convolution, its input
 # gradient and its weight gradient: what is fastest on two cores with AVX-512.
 LAYERS = {
-    "LeNet 1": ((128, 28, 28, 1), (5, 5, 1, 32), 1, "im2col col2im canonical"),
+    "LeNet 1": ((128, 28, 28, 1), (5, 5, 1, 32), 1, "pairs col2im canonical"),
     "LeNet 2": ((128, 14, 14, 32), (5, 5, 32, 64), 1, "winograd winograd winograd"),
-    "stem of CIFAR": ((128, 32, 32, 3), (3, 3, 3, 64), 1, "im2col col2im canonical"),
+    "stem of CIFAR": ((128, 32, 32, 3), (3, 3, 3, 64), 1, "pairs col2im canonical"),
     "stem of ImageNet": ((8, 224, 224, 3), (7, 7, 3, 64), 2, "lax phases canonical"),
     "patches": ((8, 224, 224, 3), (4, 4, 3, 96), 4, "im2col col2im canonical"),
     "16 channels": ((128, 32, 32, 16), (3, 3, 16, 16), 1, "lax flipped canonical"),

@@ -204,6 +204,15 @@ def test_a_signal_saves_every_member_and_they_go_on_to_the_same_result(alone, tm
         check_alike(tmp_path / str(number), alone(its))
 
 
+def test_a_run_that_enters_while_a_signal_waits_says_that_it_saved_nothing(tmp_path):
+    signals = Interrupts()
+    signals.wanted = signal.SIGTERM
+    ended = train(tmp_path, [config(0)], places=1, signals=signals).ended
+    assert isinstance(ended[0], Interrupted)
+    where = f"nothing was saved yet in {tmp_path / '0'}; the same command goes on"
+    assert str(ended[0]) == f"ended by SIGTERM: {where}"
+
+
 def test_when_no_more_can_be_claimed_those_that_train_are_saved_and_the_error_is_told(
     tmp_path, monkeypatch
 ):

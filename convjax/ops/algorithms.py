@@ -15,6 +15,8 @@ canonical: the weight gradient as a correlation of x with g whose contracted axi
 dot: one dot; the window is a single pixel.
 taps: a dot of what each place of the window sees, summed up.
 im2col: what all places see, side by side, and one dot.
+pairs: what two neighbouring windows see together, side by side, and one dot whose matrix has the
+    kernel twice, once for each of them, with zeros beside it: fewer and longer pieces to copy.
 col2im: one dot, and its pieces added back where they came from.
 flipped: the input gradient of a stride of 1, as a convolution with the flipped kernel.
 phases: the input gradient of a larger stride, as one convolution for each remainder.
@@ -30,6 +32,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from convjax.ops.geometry import Geometry, Tap, flat, interleave, painted, shifted, total
@@ -140,6 +143,38 @@ def im2col_weight(x: Array, g: Array, geometry: Geometry) -> Array:
         return _split(im2col_weight, x, g, geometry)
     patches = jnp.concatenate(shifted(x, geometry), -1)
     return _dot_of_rows(patches, g).reshape(*geometry.window, x.shape[-1], g.shape[-1])
+
+
+def pairs_forward(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """What each two windows of a row see, side by side, and one dot; no dilation along rows."""
+    (w, step, out) = (each[-1] for each in (geometry.window, geometry.stride, geometry.out))
+    low, channels, pairs, span = geometry.pads[-1][0], x.shape[-1], -(-out // 2), w + step
+    # Rows in pieces of two steps: the windows of a pair begin with one, and end in one of the next.
+    reach = -(-span // (2 * step))
+    high = (pairs + reach - 1) * 2 * step - x.shape[-2] - low
+    config = [(0, 0, 0)] * (x.ndim - 2) + [(low, high, 0), (0, 0, 0)]
+    pieces = lax.pad(x, np.asarray(0, x.dtype), config)
+    pieces = pieces.reshape(*x.shape[:-2], pairs + reach - 1, 2 * step * channels)
+    seen = [
+        pieces[..., number : number + pairs, : (span - 2 * step * number) * channels]
+        for number in range(reach)
+    ]
+    columns = Geometry(
+        (*geometry.size[:-1], pairs),
+        (*geometry.window[:-1], 1),
+        (*geometry.stride[:-1], 1),
+        (*geometry.dilation[:-1], 1),
+        (*geometry.pads[:-1], (0, 0)),
+    )
+    patches = jnp.concatenate(shifted(jnp.concatenate(seen, -1), columns), -1)
+    beside = [(0, 0, 0)] * (kernel.ndim - 3)
+    both = [
+        lax.pad(kernel, np.asarray(0, kernel.dtype), [*beside, pad, (0, 0, 0), (0, 0, 0)])
+        for pad in ((0, step, 0), (step, 0, 0))
+    ]
+    y = _dot(patches, flat(jnp.concatenate(both, -1)))
+    y = y.reshape(*y.shape[:-2], 2 * pairs, kernel.shape[-1])
+    return y[..., :out, :]
 
 
 def col2im_input(g: Array, kernel: Array, geometry: Geometry) -> Array:

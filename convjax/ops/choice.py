@@ -41,6 +41,7 @@ conv_weight  dense      3       1       32+     32+       4+    1024+   winograd
 conv         dense      5       1       32+     32+       4+    1024+   winograd
 conv_input   dense      5       1       32+     32+       4+    1024+   winograd
 conv_weight  dense      5       1       32+     32+       4+    1024+   winograd
+conv         dense      2-5     any     1-4     any       any   any     pairs
 conv         dense      2-5     any     1-4     any       any   any     im2col
 conv_input   dense      1-5     any     1-4     any       any   any     col2im
 conv_weight  dense      2-3     2+      5+      any       any   any     taps
@@ -54,7 +55,7 @@ conv_weight  grouped    any     any     any     any       any   any     im2col
 
 
 ALGORITHMS = {
-    "conv": ("lax", "dot", "taps", "im2col", "winograd", "depthwise"),
+    "conv": ("lax", "dot", "taps", "im2col", "pairs", "winograd", "depthwise"),
     "conv_input": ("lax", "flipped", "phases", "dot", "taps", "col2im", "winograd", "depthwise"),
     "conv_weight": ("lax", "canonical", "dot", "taps", "im2col", "winograd", "depthwise"),
     "max_pool": ("lax", "taps"),

@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, dict[str, algorithms.Algorithm]] = {
         "dot": algorithms.dot_forward,
         "taps": algorithms.taps_forward,
         "im2col": algorithms.im2col_forward,
+        "pairs": algorithms.pairs_forward,
         "winograd": winograd.winograd_forward,
         "depthwise": depthwise.depthwise_forward,
     },
@@ -100,6 +101,10 @@ def applies(operation: str, name: str, geometry: Geometry, channels: int) -> boo
     return {
         "dot": geometry.window == (1,) * rank and not grouped,
         "taps": not grouped,
+        # Windows that do not overlap have nothing in common.
+        "pairs": not grouped
+        and geometry.dilation[-1] == 1
+        and geometry.stride[-1] < geometry.window[-1],
         "winograd": winograd.applies(geometry),
         "depthwise": geometry.groups == channels
         and (phases if operation == "conv_input" else 1) <= MOST_SUMS

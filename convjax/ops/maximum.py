@@ -7,7 +7,9 @@ On the CPU XLA looks for the largest once more for the gradient, one window afte
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -65,11 +67,37 @@ def _reduce_place(g: Array, x: Array, *, geometry: Geometry) -> Array:
 
 
 def _taps_place(g: Array, x: Array, *, geometry: Geometry) -> Array:
+    if geometry.window == geometry.stride:
+        return _apart_place(g, x, geometry)
+
     def piece(number: int, seen: tuple[Array, Array]) -> Array:
         first, given = seen
         return jnp.where(first == number, given, 0)
 
     return painted(piece, (_first(x, geometry), g), geometry)
+
+
+def _apart_place(g: Array, x: Array, geometry: Geometry) -> Array:
+    """The gradient placed where windows do not overlap: every pixel asks the one that it is in.
+
+    Pixels that are interleaved from one array for each tap are computed one by one, as XLA has it;
+    these are rows of channels.
+    """
+    out, window = geometry.out, geometry.window
+    shape = [len(g), *itertools.chain(*zip(out, window, strict=True)), g.shape[-1]]
+    of_window = [0, *range(1, 2 * len(out), 2), 2 * len(out) + 1]
+    first, given = (lax.broadcast_in_dim(a, shape, of_window) for a in (_first(x, geometry), g))
+    numbers = np.arange(math.prod(window), dtype=np.int8).reshape(window)
+    taps = lax.broadcast_in_dim(numbers, shape, range(2, 2 * len(out) + 1, 2))
+    placed = jnp.where(first == taps, given, 0)
+    placed = placed.reshape(len(g), *map(operator.mul, out, window), g.shape[-1])
+    pads = [
+        (-low, size + low - have, 0)
+        for (low, _), size, have in zip(
+            geometry.pads, geometry.size, placed.shape[1:-1], strict=True
+        )
+    ]
+    return lax.pad(placed, np.asarray(0, g.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 def _first(x: Array, geometry: Geometry) -> Array:
