@@ -15,6 +15,7 @@ import functools
 import inspect
 import os
 import re
+import select
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +38,8 @@ DEFAULT = CONFIGS / "fashion_mini.py"
 def guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a launcher's `main(argv)`; returns the exit status.
 
-    That is 2 after one line for a UserError, 130 or 143 after one line for Ctrl-C or SIGTERM, and 0
-    otherwise.
+    That is 2 after one line for a UserError, 130 or 143 after one line for Ctrl-C or SIGTERM, 141
+    where nobody reads what it prints any more, and 0 otherwise.
     """
     try:
         with interrupts.handled(), trust_as_before():
@@ -54,13 +55,22 @@ def guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # as a shell has it for Ctrl-C
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        return _UNREAD
     return 0
 
 
 def leave(status: int) -> NoReturn:
     """Ends the process: at once where it was interrupted, for a compilation would be waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            status = status or _UNREAD
+            # Python flushes it once more at the end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if status in (130, 143):
         os._exit(status)
     sys.exit(status)
@@ -72,7 +82,7 @@ def parse(options: flags.FlagValues, argv: Sequence[str], doc: str | None) -> No
     Raises: UserError for an unknown flag, a wrong value or an argument that is no flag.
     """
     if any(re.fullmatch("--?(h|help|helpshort|helpfull)", word) for word in argv[1:]):
-        print(_help(options, doc or ""))
+        print(_help(options, doc or ""), flush=True)  # While a broken pipe is handled.
         raise SystemExit(0)
     options.set_gnu_getopt()
     try:
@@ -187,6 +197,17 @@ def literal(text: str) -> Any:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+
+
+_UNREAD = 141  # as a shell has it for SIGPIPE
+
+
+def _unread() -> bool:
+    """Whether the reader of standard output or standard error, as `head`, has gone."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -25,9 +25,11 @@ from convjax.insight.evaluation import text as evaluation_text
 from convjax.insight.evaluation.evaluate import Wanted
 from convjax.insight.evaluation.evaluate import evaluate as evaluation_of
 from convjax.insight.evaluation.evaluate import write as write_evaluation
+from convjax.insight.report.ending import try_report, try_report_apart
+from convjax.interrupts import Interrupted
 from convjax.runlog import Followed, RunLog, closing_line
 from convjax.session import Session
-from convjax.sitting import Report, finished, opened
+from convjax.sitting import Diverged, Report, finished, opened
 from convjax.trained import trained
 from convjax.training import feed, parallel
 from convjax.training.evaluate import batch_size_for
@@ -68,8 +70,8 @@ def train(
     report: is told of each evaluation, `(step, {"test": {"loss": ..., "accuracy": ...}, ...})`; it
         may give a reason why the run is to end there, which then is Pruned.
     profile: profiles so many steps and tells where their time went; docs/inspect.md.
-    page: makes the run's report at the end, `report.html`; docs/report.md. That it cannot be made
-        is told, and nothing more; several processes tell how to make it.
+    page: makes the run's report at the end, `report.html`, also where it has diverged; of an
+        interrupted run it tells how to make it. That it cannot be made is told, and nothing more.
 
     Raises:
         UserError: if the config cannot be run; if the folder holds something else than a run, or
@@ -100,21 +102,27 @@ def train(
     # Of several processes no one saves alone: `distributed.check` tells all of them of a signal.
     alone = jax.process_count() == 1
     handled = interrupts.handled() if alone else contextlib.nullcontext(interrupts.Interrupts())
-    with handled as signals, opened(log, config, override) as todo:
-        if todo:
-            with open(os.devnull, "w") as nowhere:
-                out = told if leads else nowhere
-                Session(experiment, log, out, start, signals, debug_nans, report, profile).run()
-            distributed.barrier("the run is finished")
-    if todo and page and leads and alone:
-        # It opens the data anew, loads Plotly and Jinja, and needs the folder's lock no more.
-        del experiment
-        from convjax.insight.report.page import try_report
-
-        try_report(log.folder, told)
-    elif todo and page and leads:
-        # A checkpoint is read by all processes together, and the others have left.
-        print(f"for its page: python -m experiments.report --workdir={log.folder}", file=told)
+    todo, tells = False, page and leads
+    try:
+        with handled as signals, opened(log, config, override) as todo:
+            if todo:
+                with open(os.devnull, "w") as nowhere:
+                    out = told if leads else nowhere
+                    Session(experiment, log, out, start, signals, debug_nans, report, profile).run()
+                distributed.barrier("the run is finished")
+    except Diverged:  # A page is worth most where a run went wrong.
+        if tells:
+            # Who does not wait for it is to see, all the same, that the run has diverged.
+            with contextlib.suppress(KeyboardInterrupt):
+                _write_page(log.folder, told)
+        raise
+    except Interrupted:  # Whoever has ended it does not wait for long.
+        if tells and log.exists():
+            print(f"for its page: python -m experiments.report --workdir={log.folder}", file=told)
+        raise
+    del experiment  # Its page opens the data anew.
+    if todo and tells:
+        _write_page(log.folder, told)
     return _closing_of(log)
 
 
@@ -167,6 +175,14 @@ def evaluate_deeply(
     counts = {"correct": result["correct"], "count": result["images"]}
     split = result["split"] if model == "newest" else f"{result['split']} {model}"
     return closing_line(split, means | counts, time.perf_counter() - start, found.log.folder)
+
+
+def _write_page(folder: Path, out: TextIO) -> None:
+    """The report of a run that has ended and has left its folder to others."""
+    if jax.process_count() == 1:
+        try_report(folder, out)
+    else:  # A checkpoint is read by all processes together, and the others are done.
+        try_report_apart(folder, out)
 
 
 def _closing_of(log: RunLog) -> str:

@@ -2,7 +2,7 @@
 
     class Mine:
         def scalars(self, step, values): ...    # {"test/accuracy": 0.9, "test/loss": 0.3}
-        def close(self): ...
+        def close(self, error): ...
 
 `config.writers` names them, `config.tensorboard` asks for the first. Each is told of every line of
 `metrics.jsonl` once, however often the run is stopped and taken up again.
@@ -31,8 +31,11 @@ class Writer(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Is told what numbers are after that many steps; of one step it may be several times."""
 
-    def close(self) -> None:
-        """Ends it: nothing follows, unless the run is taken up again."""
+    def close(self, error: BaseException | None) -> None:
+        """Ends it: nothing follows, unless the run is taken up again.
+
+        error: what has broken off the run, or None.
+        """
 
 
 # (log, config) -> writer; what it keeps for its next sitting it notes in `log.record()["writers"]`
@@ -125,7 +128,7 @@ class TensorBoard:
         self._events.write_event(self._event(step, values))
         self._events.flush()
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         """Closes the file."""
         self._events.close()
 
@@ -160,9 +163,9 @@ class Wandb:
         """Adds to what is known of the step, which W&B sends once there is a later one."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        """Sends what is left."""
-        self._run.finish()
+    def close(self, error: BaseException | None) -> None:
+        """Sends what is left; a run that was broken off counts as failed."""
+        self._run.finish(exit_code=0 if error is None else 1)
 
 
 class MLflow:
@@ -182,9 +185,10 @@ class MLflow:
         found = [metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=found)
 
-    def close(self) -> None:
-        """Says that the run has ended."""
-        self._client.set_terminated(self._run)
+    def close(self, error: BaseException | None) -> None:
+        """Says that the run has ended, and whether by itself."""
+        broken_off = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self._client.set_terminated(self._run, "FINISHED" if error is None else broken_off)
 
     def _begin(self, folder: Path, config: Experiment) -> str:
         client, param = self._client, self._mlflow.entities.Param
@@ -260,13 +264,17 @@ def _listening(
             _complain(name, error, log)
 
     log.listeners.append(listen)
+    broken_off: BaseException | None = None
     try:
         yield
+    except BaseException as error:
+        broken_off = error
+        raise
     finally:
         if listen in log.listeners:
             log.listeners.remove(listen)
         try:
-            writer.close()
+            writer.close(broken_off)
         except Exception as error:
             _complain(name, error, log)
 

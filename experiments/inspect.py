@@ -1,9 +1,8 @@
 """Prints a network as a table: what each layer puts out, learns, computes, holds and sees.
 
   python -m experiments.inspect --model=resnet50
-  python -m experiments.inspect --model=vgg16 --input=64,64,3 --deep --format=markdown
   python -m experiments.inspect --config=configs/cifar10.py:resnet20 --config.model.args.width=32
-  python -m experiments.inspect --model=resnet18 --batch=8 --time
+  python -m experiments.inspect --model=vgg16 --input=64,64,3 --batch=8 --deep --time
   python -m experiments.inspect --diff resnet18 resnet50
 
 Only --time computes anything; --diff takes pages of configs, too.
@@ -11,6 +10,11 @@ Only --time computes anything; --diff takes pages of configs, too.
 
 import os
 import sys
+
+if __name__ == "inspect":  # Python takes it for its own: a launcher was started by its path.
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"error: start it from the folder above: python -m experiments.{name}", file=sys.stderr)
+    sys.exit(2)
 
 from absl import flags
 
@@ -23,8 +27,7 @@ from convjax.names import trust_only
 def main(argv: list[str]) -> None:
     """Prints what `argv` asks for; raises UserError for what a person can put right."""
     options = flags.FlagValues()
-    text = "a model's name, or package.module:function"
-    model = flags.DEFINE_string("model", None, text, flag_values=options)
+    model = flags.DEFINE_string("model", None, "a name, or MODULE:FUNCTION", flag_values=options)
     text = "two models or pages, as --diff A B or --diff=A,B: only what differs between them"
     diff = flags.DEFINE_list("diff", [], text, flag_values=options)
     text = "HEIGHT,WIDTH,CHANNELS; without it, what the model was published for, or the data"
@@ -33,8 +36,7 @@ def main(argv: list[str]) -> None:
     classes = flags.DEFINE_integer("classes", None, text, flag_values=options)
     batch = flags.DEFINE_integer("batch", 1, "images at once", flag_values=options)
     deep = flags.DEFINE_bool("deep", False, "layers inside of blocks, too", flag_values=options)
-    text = "measure how long each layer takes here, too; this computes for a while"
-    timed = flags.DEFINE_bool("time", False, text, flag_values=options)
+    timed = flags.DEFINE_bool("time", False, "how long each takes, here", flag_values=options)
     form = flags.DEFINE_string("format", "text", "or json, or markdown", flag_values=options)
     words = list(argv)
     if "--diff" in words[:-2]:
@@ -67,12 +69,10 @@ def main(argv: list[str]) -> None:
     how = {"deep": deep.value, "form": form.value}
     if diff.value:
         print(inspection.compare(*(inspection.of_text(each, wanted) for each in diff.value), **how))
-    elif model.value is not None:
-        subject = inspection.of_model(model.value, wanted)
-        print(inspection.inspect(subject, timed=timed.value, **how))
-    else:
-        subject = inspection.of_config(config, config.name, wanted)
-        print(inspection.inspect(subject, timed=timed.value, **how))
+        return
+    named = model.value
+    subject = inspection.of_model(named, wanted) if named else inspection.of_config(config, wanted)
+    print(inspection.inspect(subject, timed=timed.value, **how))
 
 
 if __name__ == "__main__":

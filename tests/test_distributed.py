@@ -92,9 +92,11 @@ def test_ctrl_c_ends_a_process_that_works_with_others():
 
 
 def test_sigterm_to_any_process_saves_and_ends_all_of_them_and_the_run_goes_on(tmp_path):
-    told = run_together("tests/run_together.py", str(tmp_path / "whole"), "0")
-    assert f"python -m experiments.report --workdir={tmp_path / 'whole'}" in told[0]
-    processes = start_together("tests/run_together.py", str(tmp_path / "ended"), "0.3")
+    told = run_together("tests/run_together.py", str(tmp_path / "whole"), "0", "page")
+    page = tmp_path / "whole" / "report.html"
+    assert f"report: {page}\n" in told[0]
+    assert "What is taken for what" in page.read_text("utf-8"), "the network was opened"
+    processes = start_together("tests/run_together.py", str(tmp_path / "ended"), "0.3", "page")
     stdout = processes[0].stdout
     assert stdout is not None
     assert any("compiled the evaluation step" in line for line in stdout), "it took no step"
@@ -106,6 +108,7 @@ def test_sigterm_to_any_process_saves_and_ends_all_of_them_and_the_run_goes_on(t
     }
     whole, ended = (RunLog(tmp_path / name) for name in ("whole", "ended"))
     assert ended.record()["status"] == "interrupted"
+    assert f"python -m experiments.report --workdir={ended.folder}" in written[0]
     assert whole.record()["profile"]["steps"] == 3
     written = run_together("tests/run_together.py", str(ended.folder), "0")
     assert f"going on at step {step} of 10" in written[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.sparse.csgraph
 import scipy.stats
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
@@ -21,6 +22,7 @@ from convjax.insight.evaluation.corruptions import (
     digital,
     names_of,
     noise,
+    spatter,
     weather,
 )
 from convjax.insight.evaluation.corruptions.jpeg import jpeg_compression
@@ -251,6 +253,131 @@ def test_brightness_adds_to_the_value_of_hsv(amount):
     np.testing.assert_allclose(ours(weather.brightness, image, amount), hsv_to_rgb(hsv), atol=1e-6)
 
 
+# Levels of a layer of water, and what OpenCV 5.0 makes of them: `cv2.Canny(layer, 50, 150)`, and by
+# the steps of the published code the relief that shines.
+WATER = """
+    00000000000000000000afbcbdb6af00000000000000
+    0000000000000000000000b0b2afadadafb100000000
+    000000000000000000000000000000b3babdb8ae0000
+    0000000000000000000000000000afbac3c6c0b6b0b1
+    0000000000000000aeb0ae0000adb7c0c7c9c3bbb8bc
+    0000000000000000afb4b4afadb2bac0c4c5c3bebdc1
+    000000000000000000b4b5af00adb3b7babdbebfc0c3
+    beb600000000000000afb000000000afb1b4b8bdc2c6
+    cec2b4000000000000000000000000adaeafb2b8c0c6
+    daccbdb000000000000000000000aeb2b2b1b0b3bbc1
+    dbd0c3b6000000000000000000aeb4b8b9b6b2b2b6bb
+    cbc7c1b8af000000afb2b0adaeb1b5b8bbbbb7b5b5b8
+    afb4b6b4b0adaeb1b4b3b0aeafb0b2b4b9bdbcb9b7b8
+    000000000000afb2b1ad000000aeafb1b6bbbcb9b6b6
+    0000000000000000000000000000aeafb2b6b6b3b0af
+    0000000000000000000000000000000000aead000000
+    00000000000000000000000000000000000000000000
+    00000000000000000000000000000000000000000000
+"""
+EDGES = """
+    ..........#....#......
+    ..........####..###...
+    ..............#....##.
+    .............##......#
+    ........######........
+    ........#....#........
+    ........#..###........
+    ###......###..#.......
+    ..##..........#.......
+    ...#.........##.......
+    ....#.......##........
+    ....##.#####..........
+    ####..................
+    .....##.###.##........
+    .............###....##
+    ................####..
+    ......................
+    ......................
+"""
+RELIEF = """
+    f1ebe5d49e5214000000000000003047471834687474
+    e8e5dbc7904b12000000000000184c74745c6879685c
+    c5c2b8985b24020000000000003485c9c9b1a1907464
+    76766e562f0f0000000000000050a5fafafae7cbaea1
+    30302e2212040000000000000055aafffffffcf7f7f6
+    0000001420200c00000000000055aafffffffcfcfcff
+    0000002c4b5024050c0c0c000055aaffffffffffffff
+    342818537d76301d40584c240c55aafffffffffefcfb
+    896134406a69352e4c644c240c55aafffffffffcf9f6
+    8961342840391d2940584024246dc2fffffefcefe4d9
+    55391c000c1111110c0c00003489defffbe4cba89788
+    304034280c000000000000004095e0ebcba276544538
+    859589795c5055555555452834619096764e240c0500
+    dae7dbcbb1a5aaaaaaaa9a79584c4741251300000000
+    fffcfcf7fafaffffffffebcb9e745c50555555555555
+    fffcfcfcfffffffffff5efeae4c5ada1aaaaaaaaaaaa
+    f0f2edf0f0f2f2f2e7cdbbc1c9b9abb2c7cecececece
+    f0f2edf0f0f2f2f2e7c3b2b7c9b9abb2c7cecececece
+"""
+
+
+def levels(text):
+    return np.array([[*bytes.fromhex(line)] for line in text.split()])
+
+
+def test_water_has_the_edges_and_the_relief_that_opencv_gives_it():
+    water, relief = levels(WATER), levels(RELIEF)
+    edges = np.array([[sign == "#" for sign in line] for line in EDGES.split()])
+    found = jax.jit(spatter.canny)(jnp.asarray(water, jnp.int32))
+    np.testing.assert_array_equal(found, edges)
+    light = water * relief
+    found = jax.jit(spatter.shining)(jnp.asarray(water, jnp.int32))
+    np.testing.assert_allclose(found, light / light.max(), atol=1e-6)
+
+
+def test_distances_to_edges_are_those_of_the_shortest_way_of_kings_and_knights():
+    edges = np.random.default_rng(2).random((14, 17)) < 0.02
+    lengths = {1: 1.0, 2: 1.4, 5: 2.1969}  # by the square of how far a move goes
+    places = np.argwhere(np.ones_like(edges))
+    squares = ((places[:, None] - places[None]) ** 2).sum(-1)
+    ways = sum(np.where(squares == square, cost, 0) for square, cost in lengths.items())
+    from_edges = scipy.sparse.csgraph.dijkstra(ways, indices=np.flatnonzero(edges)).min(0)
+    found = np.asarray(jax.jit(spatter.chamfer)(jnp.asarray(edges))) / 65536
+    assert 1 < edges.sum() < 10
+    np.testing.assert_allclose(found, from_edges.reshape(edges.shape), atol=1e-3)
+
+
+def test_a_layer_without_water_or_without_edges_shines_nowhere_or_everywhere():
+    shining = jax.jit(spatter.shining)
+    assert not np.asarray(shining(jnp.zeros((18, 22), jnp.int32))).any()
+    np.testing.assert_allclose(shining(jnp.full((18, 22), 200, jnp.int32)), 1)
+
+
+def smoothed(sigma):
+    """Drawn numbers as spatter smooths them."""
+    drawn = np.asarray(jax.random.normal(KEY, (32, 32, 1)), np.float64)[..., 0]
+    return scipy.ndimage.gaussian_filter(0.65 + 0.3 * drawn, sigma, mode="nearest")
+
+
+def test_spatter_adds_turquoise_water():
+    image, layer = picture(), smoothed(1)
+    water = np.floor(np.clip(np.where(layer < 0.69, 0, layer), 0, 1) * 255 + 1e-3)
+    shine = np.asarray(jax.jit(spatter.shining)(jnp.asarray(water, jnp.int32)))[..., None]
+    found = ours(spatter.spatter, image, 0.65, 0.3, 1, 0.69, 0.5, 0)
+    expected = image + 0.5 * shine * np.array([175, 238, 238]) / 255
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert shine.max() > 0.999
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_spatter_covers_with_brown_mud(channels):
+    image, colour = picture(channels=channels), np.array([63, 42, 20]) / 255
+    grey = colour @ [0.299, 0.587, 0.114]
+    mud = (smoothed(1) > 0.65).astype(float)
+    mud = scipy.ndimage.gaussian_filter(mud, 0.6, mode="nearest")
+    mud = np.where(mud < 0.8, 0, mud)[..., None]
+    found = ours(spatter.spatter, image, 0.65, 0.3, 1, 0.65, 0.6, 1)
+    expected = image * (1 - mud) + mud * (colour if channels == 3 else grey)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert 0.05 < (mud > 0).mean() < 0.6
+
+
 # -- Digital ---------------------------------------------------------------------------------------
 
 
@@ -431,6 +558,7 @@ def test_grey_images_have_all_but_those_that_need_colours():
     [
         ("fogg", 3, "no corruption 'fogg'; did you mean 'fog'"),
         ("", 3, "no corruption ''"),
+        ("fog,frost", 3, "frost is made of photographs, which are not here"),
         ("fog,saturate", 1, "saturate needs colours, and the images are grey"),
         ("all", 4, "the images have 4 channels"),
     ],

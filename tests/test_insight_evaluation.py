@@ -22,7 +22,7 @@ from convjax.config import Data, Experiment, Model, Optimizer, UserError
 from convjax.data import Dataset
 from convjax.flags import guard
 from convjax.insight.evaluation import evaluate as evaluation
-from convjax.insight.evaluation import figures
+from convjax.insight.evaluation import figures, neighbours
 from convjax.insight.evaluation import text as evaluation_text
 from convjax.insight.evaluation.evaluate import Wanted
 from convjax.insight.evaluation.predictions import Predictor, last_layer, predictions
@@ -200,7 +200,7 @@ def test_a_change_is_given_the_numbers_of_the_images(model):
 def test_the_last_layer_of_a_network_is_the_one_that_votes(name, expected):
     size = (32, 32, 1) if name == "lenet5" else (32, 32, 3)
     spec = jax.ShapeDtypeStruct((1, *size), jnp.float32)
-    assert last_layer(models.create(name, classes=10), spec) == expected
+    assert last_layer(models.create(name, classes=10), spec)[0] == expected
 
 
 def test_the_last_layer_is_the_last_that_is_called_whatever_dense_ones_lie_before():
@@ -208,7 +208,7 @@ def test_the_last_layer_is_the_last_that_is_called_whatever_dense_ones_lie_befor
         return net.votes(x * ops.sigmoid(net.gate(ops.global_avg_pool(x)))[:, None, None])
 
     net = compose(gated, gate=dense(3), votes=conv(10, 1))
-    assert last_layer(net, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)) == "votes"
+    assert last_layer(net, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)) == ("votes", 3)
 
 
 def test_a_network_without_weights_has_no_features():
@@ -295,6 +295,22 @@ def test_features_are_looked_up_in_the_train_split(deep, model):
     assert result["probe"]["converged"]
     for name in ("neighbours", "probe"):
         assert 1 / 7 < result[name]["accuracy"] <= 1
+
+
+def test_features_that_memory_does_not_hold_go_by_in_parts_and_have_no_probe(
+    model, deep, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "MEMORY", 4 * 4 * 59)  # Four numbers of 60 images are more.
+    monkeypatch.setattr(neighbours, "_PART", 25)
+    out = io.StringIO()
+    result = evaluation.evaluate(model, Wanted(features=True), out).result
+    whole = json.loads((deep[0] / "evaluation/test.json").read_text())["features"]
+    assert result["features"] == whole | {"probe": None}
+    assert "features of train; no probe" in out.getvalue()
+    assert "linear probe" not in evaluation_text.text(result)
+    monkeypatch.setattr(evaluation, "MEMORY", 4 * 4 * 36)
+    with pytest.raises(UserError, match=r"evaluate a part, as in --split='test\[:10%\]'"):
+        evaluation.evaluate(model, Wanted(features=True))
 
 
 def test_corruptions_are_told_at_five_severities(deep, model, found):

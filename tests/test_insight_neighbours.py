@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from convjax.insight.evaluation import neighbours
-from convjax.insight.evaluation.neighbours import neighbour_votes
+from convjax.insight.evaluation.neighbours import Nearest, neighbour_votes
 from convjax.insight.evaluation.probe import fit_probe
 
 
@@ -34,6 +34,24 @@ def test_votes_are_those_of_scikit_learn_by_cosine(monkeypatch, k, temperature, 
     shares = votes / votes.sum(1, keepdims=True)
     np.testing.assert_allclose(shares, theirs.predict_proba(features), atol=2e-4)
     np.testing.assert_array_equal(votes.argmax(1), theirs.predict(features))
+
+
+@pytest.mark.parametrize("part", [16384, 50, 7])
+def test_known_images_that_go_by_in_parts_are_as_near_as_all_at_once(monkeypatch, part):
+    monkeypatch.setattr(neighbours, "_PART", part)
+    bank, bank_labels, features, _ = drawn(7)
+    bank[60:] = bank[:60]  # Of equals the first that went by are the nearest.
+    nearest = Nearest(features, k=5)
+    for some in np.split(np.arange(120), [1, 40, 40, 110]):
+        nearest.see(bank[some], bank_labels[some])
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    alike = features / np.linalg.norm(features, axis=1, keepdims=True) @ unit.T
+    first = np.argsort(-alike.round(6), axis=1, kind="stable")[:, :5]
+    similar = np.take_along_axis(alike, first, 1)
+    expected = np.zeros((40, 4))
+    weights = np.exp((similar - similar[:, :1]) / 0.07)
+    np.add.at(expected, (np.arange(40)[:, None], bank_labels[first]), weights)
+    np.testing.assert_allclose(nearest.votes(classes=4), expected, atol=1e-4)
 
 
 def test_an_image_that_is_known_is_its_own_nearest_neighbour():

@@ -15,8 +15,8 @@ from convjax.compiler import compiler_options
 from convjax.config import Data, Experiment, Model, Optimizer, UserError
 from convjax.data import Dataset
 from convjax.insight.inspection.operations import operations
-from convjax.insight.inspection.profile import times_of
 from convjax.insight.inspection.program import innermost
+from convjax.insight.inspection.trace import times_of
 from convjax.layer import Context
 from convjax.runlog import RunLog
 

@@ -3,7 +3,13 @@
 import io
 import json
 import math
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +21,19 @@ from jax.experimental.compilation_cache import compilation_cache
 from convjax import ops, run, tree
 from convjax.checkpoint import Checkpoints, shapes
 from convjax.combine import serial
-from convjax.config import Checkpoint, Data, Experiment, Model, Optimizer, UserError
+from convjax.config import Checkpoint, Data, Experiment, Model, Optimizer, Stop, UserError
 from convjax.data import Dataset
 from convjax.flags import guard
 from convjax.insight.report import look
+from convjax.insight.report.ending import try_report, try_report_apart
 from convjax.insight.report.gather import gathered, labels
 from convjax.insight.report.lines import curves, read_lines, spreads, thinned
-from convjax.insight.report.page import page_of, try_report, write_report
+from convjax.insight.report.page import page_of, write_report
+from convjax.interrupts import Interrupted
 from convjax.layer import fold
 from convjax.layers import batch_norm, conv, dense, dropout, max_pool
 from convjax.runlog import RunLog
+from convjax.sitting import Diverged
 from convjax.trained import trained as opened_run
 from convjax.training import seen
 from convjax.training.feed import Images, Split
@@ -314,7 +323,9 @@ def test_a_run_that_has_just_begun_or_was_trained_before_this_can_be_reported(co
     shutil.rmtree(copied.checkpoints)
     found = gathered(copied.folder)
     assert (found["status"], found["result"], found["curves"]) == ("unknown", None, {})
-    assert "no evaluation yet" in page_of([copied.folder])
+    assert "no evaluation yet</p>" in page_of([copied.folder])
+    copied.note(status="diverged")
+    assert "no evaluation</p>" in page_of([copied.folder], looks=False)
 
 
 def test_a_torn_file_of_the_first_features_is_as_none(copied):
@@ -342,6 +353,92 @@ def test_a_report_is_made_at_the_end_and_its_failure_fails_no_run(trained, copie
     try_report(copied.folder, told)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: there is no report of {copied.folder}: ")
+
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def test_a_run_that_diverges_ends_with_its_page_and_its_error(tmp_path):
+    told = io.StringIO()
+    config = experiment(stop=Stop(bad_steps=3))
+    config.optimizer = Optimizer("sgd", 1e38, schedule="constant")
+    with pytest.raises(Diverged, match="3 steps in a row were skipped"):
+        run.train(config, tmp_path, out=told, page=True)
+    assert told.getvalue().endswith(f"report: {tmp_path / 'report.html'}\n")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "<li>diverged</li>" in text
+    assert "3 steps in a row were skipped" in text
+
+
+def test_a_run_that_diverges_ends_with_its_error_though_its_page_is_not_waited_for(
+    tmp_path, monkeypatch
+):
+    def interrupted(*given, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convjax.insight.report.page.write_report", interrupted)
+    config = experiment(stop=Stop(bad_steps=3))
+    config.optimizer = Optimizer("sgd", 1e38, schedule="constant")
+    with pytest.raises(Diverged, match="3 steps in a row were skipped"):
+        run.train(config, tmp_path, out=io.StringIO(), page=True)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_interrupted_run_does_not_wait_for_its_page_and_says_how_to_make_it(tmp_path):
+    told = io.StringIO()
+
+    def interrupt(step, results):
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run.train(experiment(), tmp_path, out=told, page=True, report=interrupt)
+    command = f"python -m experiments.report --workdir={tmp_path}"
+    assert told.getvalue().endswith(f"for its page: {command}\n")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_takes_too_long_is_made_without_the_network(copied):
+    told = io.StringIO()
+    try_report_apart(copied.folder, told, seconds=0.01)
+    first, second = told.getvalue().splitlines()
+    assert first == f"report: {copied.folder / 'report.html'}"
+    assert "(more than 0.01 s)" in second
+    assert second.endswith(f": python -m experiments.report --workdir={copied.folder}")
+    text = (copied.folder / "report.html").read_text("utf-8")
+    assert "What is taken for what" not in text
+    assert "Curves" in text
+
+
+def test_a_page_that_cannot_be_made_apart_says_why_and_knows_no_cluster(copied, monkeypatch):
+    asked = {}
+
+    def failing(command, env, **how):
+        asked.update(env)
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\nMemoryError: too little\n")
+
+    monkeypatch.setattr(subprocess, "run", failing)
+    for name in (
+        "JAX_PROCESS_ID",
+        "JAX_COORDINATOR_ADDRESS",
+        "SLURM_PROCID",
+        "OMPI_COMM_WORLD_SIZE",
+    ):
+        monkeypatch.setenv(name, "1")
+    told = io.StringIO()
+    try_report_apart(copied.folder, told)
+    assert not [name for name in asked if re.match("JAX_PROCESS|JAX_COORD|SLURM|OMPI", name)]
+    assert (asked["JAX_PLATFORMS"], asked["PATH"]) == ("cpu", os.environ["PATH"])
+    assert "is not in it (MemoryError: too little): python" in told.getvalue()
+    assert (copied.folder / "report.html").exists()
+
+
+def test_a_process_that_makes_a_page_ends_with_the_one_that_asked_for_it(copied):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "convjax.insight.report.ending", copied.folder, str(gone.pid)]
+    done = subprocess.run(command, check=False, cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert not (copied.folder / "report.html").exists()
 
 
 def test_what_cannot_be_reported_is_refused_in_one_line(trained, tmp_path, capsys):

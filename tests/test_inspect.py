@@ -35,8 +35,9 @@ def cells(line):
 
 def test_a_model_is_described_for_the_images_that_it_was_published_for(printed):
     lines = printed("--model=lenet5").splitlines()
-    assert cells(lines[1]) == ["input", "float32[1,28,28,1]"]
-    assert cells(lines[-1])[:3] == ["total", "61,706", "416,520"]
+    assert cells(lines[2]) == ["input", "28x28x1"]
+    assert cells(lines[-3])[:3] == ["total", "61,706", "416,520"]
+    assert lines[-1] == "for float32[1,28,28,1]; parameters take 247 kB in float32"
 
 
 def test_input_classes_and_batch_are_what_one_asks_for(printed):
@@ -64,7 +65,14 @@ def test_a_config_is_described_for_its_data_and_with_its_changes(printed):
 
 def test_a_config_with_an_input_needs_no_data(printed):
     words = "--config=configs/cifar10.py:resnet20", "--input=32,32,3", "--classes=10"
-    assert cells(printed(*words).splitlines()[-1])[1] == "269,722"
+    assert cells(printed(*words).splitlines()[-3])[1] == "269,722"
+
+
+def test_a_config_says_which_parameters_its_rules_freeze(printed):
+    words = "--config.model.name=lenet5", "--input=28,28,1", "--classes=10", "--format=json"
+    found = json.loads(printed(*words, "--config.optimizer.rules=conv1/*: freeze"))
+    assert {row["path"]: row["frozen_parameters"] for row in found["layers"]}["conv1"] == 156
+    assert (found["total"]["frozen_parameters"], found["total"]["parameters"]) == (156, 61_706)
 
 
 def test_a_config_is_described_in_its_precision(printed):
@@ -77,7 +85,7 @@ def test_a_config_is_described_in_its_precision(printed):
 def test_two_models_are_compared(printed, words):
     text = printed(*words, "--input=32,32,3", "--format=markdown")
     assert "| parameters | 132,863,336 | 133,047,848 | 1.001 |" in text
-    assert "| stage1/conv2 | - → float32[1,32,32,64] | - → 36,928 |" in text
+    assert "| stage1/conv2 | - → conv 3x3 | - → 32x32x64 | - → 36,928 |" in text
 
 
 def test_times_come_with_their_share_and_with_what_the_device_can_do(printed, monkeypatch):
@@ -112,6 +120,10 @@ def test_times_come_with_their_share_and_with_what_the_device_can_do(printed, mo
         (["--diff", "vgg16"], "--diff takes two models or pages"),
         (["--diff=vgg16,vgg11,vgg13"], "--diff takes two models or pages"),
         (["--diff=vgg16,configs/fashion.py"], "did you mean 'configs/fashion_mini.py'?"),
+        (
+            ["--input=28,28,1", "--config.model.name=lenet5", "--config.optimizer.rules=x: freeze"],
+            "config.optimizer.rules: ",
+        ),
         (["--config=configs/cifar.py"], "did you mean 'configs/cifar10.py'?"),
     ],
 )
@@ -123,6 +135,16 @@ def test_mistakes_are_told_in_one_line(capsys, monkeypatch, words, expected):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert expected in err
+
+
+@pytest.mark.parametrize("launcher", ["train", "inspect"])
+def test_a_launcher_that_is_started_by_its_path_says_how_it_is_to_be_started(launcher):
+    command = [sys.executable, f"experiments/{launcher}.py", "--help"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    text = "error: start it from the folder above"
+    assert done.stderr == f"{text}: python -m experiments.{launcher}\n"
 
 
 def test_help_answers_without_jax():

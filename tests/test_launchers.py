@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -309,6 +310,25 @@ def test_a_mistake_of_ours_keeps_its_traceback():
         raise ZeroDivisionError(argv)
 
     with pytest.raises(ZeroDivisionError):
+        guard(broken, [])
+
+
+def test_a_launcher_ends_without_a_word_once_nobody_reads_what_it_prints():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "experiments.inspect", "--help"]
+        done = subprocess.run(command, check=False, cwd=REPO, stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_broken_pipe_to_another_process_keeps_its_traceback():
+    def broken(argv):
+        raise BrokenPipeError(argv)
+
+    with pytest.raises(BrokenPipeError):
         guard(broken, [])
 
 

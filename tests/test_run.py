@@ -511,7 +511,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch):
     assert "plan: 16 steps, 2 epochs of 8 batches" in text
     assert "train: 40 images, 5 a batch, jit on 1 cpu" in text
     assert "test: 13 images in 3 batches of 6, every 8 steps and at the end" in text
-    assert re.search(r"conv1 +conv +float32\[1,6,6,3\] +27 ", text)
+    assert re.search(r"conv1 +conv 3x3 +6x6x3 +27 ", text)
     config = text[text.index("config: ") + len("config: ") : text.index("\n\nplan:")]
     assert json.loads(config) == to_dict(experiment())
     assert list(tmp_path.iterdir()) == []

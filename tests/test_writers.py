@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import signal
 import struct
 import sys
 import types
@@ -218,8 +219,8 @@ def wandb(monkeypatch):
         def log(self, values, step):
             calls.extend((self.known, step, name, number) for name, number in values.items())
 
-        def finish(self):
-            calls.append((self.known, "finished"))
+        def finish(self, exit_code):
+            calls.append((self.known, "finished", exit_code))
 
     def init(**about):
         calls.append(about)
@@ -255,8 +256,8 @@ def mlflow(monkeypatch):
             calls.extend((run_id, each.step, each.key, each.value) for each in metrics)
             calls.extend((run_id, each.key, each.value) for each in params)
 
-        def set_terminated(self, run_id):
-            calls.append((run_id, "terminated"))
+        def set_terminated(self, run_id, status):
+            calls.append((run_id, status))
 
     def metric(key, value, timestamp, step):
         return types.SimpleNamespace(key=key, value=value, step=step)
@@ -286,13 +287,15 @@ def test_wandb_is_told_each_step_once_in_one_run_though_it_died_twice(wandb, tmp
     kept = [each for each in told if each[1] == "train/loss"]
     expected = [each for each in lines_of(RunLog(tmp_path / "run")) if each[1] == "train/loss"]
     assert kept == expected
-    assert len([each for each in wandb if "finished" in each]) == 3
+    assert [each[2] for each in wandb if "finished" in each] == [1, 1, 0]
 
 
 def test_mlflow_is_told_the_config_once_and_each_step_once(mlflow, tmp_path):
     config = experiment(writers=("mlflow",))
     with pytest.raises(Died):
         train(config, tmp_path / "run", dies_at(4))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", lambda step, results: signal.raise_signal(signal.SIGTERM))
     train(config, tmp_path / "run")
     assert mlflow[0] == ("number of told", "run")
     params = {each[1]: each[2] for each in mlflow if len(each) == 3}
@@ -305,7 +308,7 @@ def test_mlflow_is_told_the_config_once_and_each_step_once(mlflow, tmp_path):
     steady = [each for each in lines_of(log) if "per_second" not in each[1]]
     assert {each[1:] for each in told} >= set(steady)
     assert [each[1] for each in mlflow if len(each) == 2 and each[0] == "run 1"] == [
-        *("RUNNING", "terminated", "RUNNING", "terminated")
+        *("RUNNING", "FAILED", "RUNNING", "KILLED", "RUNNING", "FINISHED")
     ]
 
 
@@ -323,8 +326,8 @@ class Own:
     def scalars(self, step, values):
         SEEN.append((step, dict(values)))
 
-    def close(self):
-        SEEN.append("closed")
+    def close(self, error):
+        SEEN.append(("closed", error))
 
 
 class Failing(Own):
@@ -334,8 +337,11 @@ class Failing(Own):
 
 def test_a_writer_of_ones_own_is_told_beside_others(tmp_path):
     SEEN.clear()
-    train(experiment(writers=("test_writers:Own",), tensorboard=True), tmp_path / "run")
-    assert SEEN[-1] == "closed"
+    try:
+        raise ValueError("of another run, which is given up")
+    except ValueError:
+        train(experiment(writers=("test_writers:Own",), tensorboard=True), tmp_path / "run")
+    assert SEEN[-1] == ("closed", None)
     assert [step for step, _ in SEEN[:-1]] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
     assert SEEN[4][1].keys() == {"test/loss", "test/accuracy", "test/images_per_second"}
     assert len(events(tmp_path / "run" / "tensorboard")) > 0
@@ -347,7 +353,7 @@ def test_a_writer_that_fails_is_told_of_once_and_fails_no_run(tmp_path, capsys):
     [line] = [each for each in capsys.readouterr().err.splitlines() if "warning" in each]
     assert "test_writers:Failing is told no more (OSError: no network)" in line
     assert "metrics.jsonl has all" in line
-    assert len([each for each in SEEN if each != "closed"]) == 10
+    assert len([step for step, _ in SEEN if step != "closed"]) == 10
     assert RunLog(tmp_path / "run").record()["status"] == "finished"
 
 

@@ -57,7 +57,8 @@ class Predictor:
         net, params, state = model.net, model.params, model.state
         self.layer = path = None
         if features:
-            self.layer = last_layer(net, jax.ShapeDtypeStruct((1, *model.shape), jnp.float32))
+            spec = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
+            self.layer, _ = last_layer(net, spec)
             path = f"{self.layer}/input"
             net, params, state = with_inputs(net, params, state, [self.layer])
             net = capture(net, path)
@@ -74,17 +75,27 @@ class Predictor:
         """
         if not split.size:
             raise UserError("the split has no images to evaluate")
-        found, waiting = [], None
+        logits, labels, features = zip(*self.stream(split, change))
+        whole = np.concatenate(features) if self.features else None
+        return Predictions(np.concatenate(logits), np.concatenate(labels), whole)
+
+    def stream(self, split: Split, change: Change | None = None) -> Iterator[Predictions]:
+        """The same, batch by batch, of which none is kept."""
+        waiting = None
         for batch in self._batches(split):
             if change is not None:
                 batch = batch._replace(images=change(batch.numbers, batch.images))
             # One call late: the device has its next batch before the host waits for the last one.
             before, waiting = waiting, (self._step(self._placed, batch), batch)
             if before is not None:
-                found.append(_to_host(*before))
-        assert waiting is not None
-        found.append(_to_host(*waiting))
-        logits, features, labels = (np.concatenate(each) for each in zip(*found))
+                yield self._to_host(*before)
+        if waiting is not None:
+            yield self._to_host(*waiting)
+
+    def _to_host(self, found: tuple[Array, Array], batch: Batch) -> Predictions:
+        """Logits, labels and features of the images that count."""
+        counts = np.asarray(batch.mask)
+        logits, features, labels = (np.asarray(each)[counts] for each in (*found, batch.labels))
         return Predictions(logits, labels, features if self.features else None)
 
     def _batches(self, split: Split) -> Iterator[Batch]:
@@ -102,14 +113,20 @@ def predictions(model: Trained, split: str | None = None, *, features: bool = Fa
     return Predictor(model, features=features).predict(model.split(split))
 
 
-def last_layer(net: Layer, spec: Any) -> str:
-    """The path of the layer that makes the logits: of dense ones and convolutions, the last called.
+def last_layer(net: Layer, spec: Any) -> tuple[str, int]:
+    """The layer that makes the logits: of dense ones and convolutions, the last that is called.
+
+    Returns its path, and how many features go into it.
 
     Raises:
         UserError: if there is neither.
     """
     makers = plan(net, spec).makers.items()
-    found = [path for path, maker in makers if maker.layer.kind in ("dense", "conv") and path]
+    found = [
+        (path, maker.spec.shape[-1])
+        for path, maker in makers
+        if maker.layer.kind in ("dense", "conv") and path
+    ]
     if not found:
         raise UserError("the network has no dense layer and no convolution to take features before")
     return found[-1]
@@ -148,9 +165,3 @@ def _step(net: Layer, prepare: Any, path: str | None, axis: str | None) -> Any:
         return jax.tree.map(lambda each: lax.all_gather(each, axis, tiled=True), found)
 
     return step
-
-
-def _to_host(found: tuple[Array, Array], batch: Batch) -> tuple[np.ndarray, ...]:
-    """Logits, features and labels of the images that count."""
-    counts = np.asarray(batch.mask)
-    return tuple(np.asarray(each)[counts] for each in (*found, batch.labels))

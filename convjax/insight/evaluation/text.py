@@ -74,15 +74,16 @@ def _scores(result: Result) -> str:
         )
     if "features" in result:
         found = result["features"]
+        probe, neighbours = found["probe"], found["neighbours"]
+        read = "" if probe is None else f", of a linear probe {probe['accuracy']:.4f}"
         parts.append(
             f"features before {found['layer']} ({found['size']} numbers), against "
             f"{found['bank_images']} images of {found['bank']}\n"
-            f"  accuracy of the {found['neighbours']['k']} nearest neighbours "
-            f"{found['neighbours']['accuracy']:.4f}, of a linear probe "
-            f"{found['probe']['accuracy']:.4f}"
+            f"  accuracy of the {neighbours['k']} nearest neighbours "
+            f"{neighbours['accuracy']:.4f}{read}"
         )
-        if not found["probe"]["converged"]:
-            parts.append(f"  the probe has not converged in its {found['probe']['steps']} steps")
+        if probe is not None and not probe["converged"]:
+            parts.append(f"  the probe has not converged in its {probe['steps']} steps")
     return "\n".join(parts)
 
 

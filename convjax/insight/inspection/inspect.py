@@ -16,10 +16,13 @@ import jax.numpy as jnp
 from convjax import models
 from convjax.config import Experiment, UserError
 from convjax.insight.inspection import tables
+from convjax.insight.inspection.difference import difference
 from convjax.insight.inspection.summary import Summary, summarize
-from convjax.insight.inspection.timing import measure
+from convjax.insight.inspection.timing import Timing, measure
 from convjax.layer import Layer, show
 from convjax.pages import load
+from convjax.training import groups
+from convjax.training.rules import parse
 
 
 class Wanted(NamedTuple):
@@ -35,11 +38,12 @@ class Wanted(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A network to look at, for inputs of that spec."""
+    """A network to look at, for inputs of that spec; `frozen` are the paths of what stays as is."""
 
     name: str
     net: Layer
     spec: jax.ShapeDtypeStruct
+    frozen: frozenset[str] = frozenset()
 
 
 # Images and classes that the models were published for; all others are of ImageNet.
@@ -55,7 +59,7 @@ _IMAGENET = (224, 224, 3), 1000
 def of_text(text: str, wanted: Wanted) -> Subject:
     """The network that is meant: FILE.py, FILE.py:ARGUMENT or FILE.json is a page, else a model."""
     is_page = text.partition(":")[0].endswith((".py", ".json"))
-    return of_config(load(text), text, wanted) if is_page else of_model(text, wanted)
+    return of_config(load(text), wanted, text) if is_page else of_model(text, wanted)
 
 
 def of_model(name: str, wanted: Wanted) -> Subject:
@@ -75,7 +79,7 @@ def of_model(name: str, wanted: Wanted) -> Subject:
     return _subject(name, net, wanted.input or image, wanted.batch)
 
 
-def of_config(config: Experiment, name: str, wanted: Wanted) -> Subject:
+def of_config(config: Experiment, wanted: Wanted, name: str = "") -> Subject:
     """The network of a config, for the images of its data; or, with an input, without any data.
 
     Raises:
@@ -93,7 +97,8 @@ def of_config(config: Experiment, name: str, wanted: Wanted) -> Subject:
             net = assemble.with_norms(models.create(config.model.name, **args), config.norm)
         except (ValueError, TypeError) as error:
             raise UserError(f"config.model: {error}") from error
-    return _subject(name, net, image, wanted.batch, config.precision)
+    subject = _subject(name or config.name, net, image, wanted.batch, config.precision)
+    return subject._replace(frozen=_frozen(subject, config.optimizer.rules))
 
 
 def inspect(
@@ -109,11 +114,10 @@ def inspect(
     """
     with _explained(subject):
         timing = measure(subject.net, subject.spec) if timed else None
-        found = summarize(*subject[1:], deep=deep, name=subject.name, timing=timing)
+        found = _summary(subject, deep, timing)
     if form == "json":
         return tables.as_json(found)
-    table = tables.markdown(found) if form == "markdown" else tables.text(found)
-    return "\n".join([table, "", *tables.notes(found)]) if timed else table
+    return tables.markdown(found) if form == "markdown" else tables.text(found)
 
 
 def compare(one: Subject, other: Subject, *, deep: bool = False, form: str = "text") -> str:
@@ -121,8 +125,29 @@ def compare(one: Subject, other: Subject, *, deep: bool = False, form: str = "te
     found: list[Summary] = []
     for subject in (one, other):
         with _explained(subject):
-            found.append(summarize(*subject[1:], deep=deep, name=subject.name))
-    return tables.difference(*found, form=form)
+            found.append(_summary(subject, deep))
+    return difference(*found, form=form)
+
+
+def _summary(subject: Subject, deep: bool, timing: Timing | None = None) -> Summary:
+    name, net, spec, frozen = subject
+    return summarize(net, spec, deep=deep, name=name, timing=timing, frozen=frozen)
+
+
+def _frozen(subject: Subject, texts: Sequence[str]) -> frozenset[str]:
+    """The paths of the parameters that the rules of a config freeze.
+
+    Raises:
+        ConfigError: if a rule matches no parameter.
+    """
+    rules = [parse(text) for text in texts]
+    if not rules:
+        return frozenset()
+    with _explained(subject):
+        params, _ = jax.eval_shape(subject.net.init, jax.random.key(0), subject.spec)
+    groups.check_patterns(params, [rule.pattern for rule in rules], "config.optimizer.rules")
+    of_path = groups.assign(params, rules)
+    return frozenset(path for path, group in of_path.items() if group.frozen)
 
 
 def _subject(

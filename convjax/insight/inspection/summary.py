@@ -9,15 +9,18 @@ take is measured by `convjax.insight.inspection.timing`, and stands in the table
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from convjax import tree
-from convjax.insight.inspection import cost, receptive
-from convjax.insight.inspection.program import Program, traced
+from convjax.insight.inspection import cost, receptive, windows
+from convjax.insight.inspection.program import Part, traced
 from convjax.insight.inspection.receptive import ReceptiveField
 from convjax.insight.inspection.timing import Timing
+from convjax.insight.inspection.windows import Window
 from convjax.layer import Layer, show
 
 
@@ -33,12 +36,15 @@ class Row(NamedTuple):
     layers: how many layers without parts of their own stand here.
     seconds: how long it takes; None where that was not measured.
     roofline: the shortest time that the device allows for it, as a share of these seconds.
+    window: what a convolution or a pool sees at once; None of anything else.
+    weights: the memory of its parameters in bytes, by dtype.
+    frozen: how many of its parameters are not trained.
     """
 
     path: str
     kind: str
     output: str
-    parameters: int
+    parameters: int = 0
     multiply_adds: int = 0
     bytes: int = 0
     field: ReceptiveField | None = None
@@ -46,6 +52,9 @@ class Row(NamedTuple):
     layers: int = 1
     seconds: float | None = None
     roofline: float | None = None
+    window: Window | None = None
+    weights: Mapping[str, int] = {}
+    frozen: int = 0
 
 
 class Summary(NamedTuple):
@@ -64,7 +73,13 @@ class Summary(NamedTuple):
 
 
 def summarize(
-    net: Layer, spec: Any, *, deep: bool = True, name: str = "", timing: Timing | None = None
+    net: Layer,
+    spec: Any,
+    *,
+    deep: bool = True,
+    name: str = "",
+    timing: Timing | None = None,
+    frozen: Collection[str] = (),
 ) -> Summary:
     """The rows of a network, in the order of their calls, and their total.
 
@@ -73,6 +88,7 @@ def summarize(
         of a part, such as a block of a stage, stands in one row. Layers that give back their input
         have none, nor have parts that are never called.
     timing: what `timing.measure` has found for the same network.
+    frozen: the paths of the parameters that are not trained.
 
     >>> from convjax import conv, dense, flatten, serial
     >>> net = serial(conv(4, 3), flatten, dense(10))
@@ -87,15 +103,18 @@ def summarize(
     shown = leaves if timing is None else _timed(leaves, timing)
     paths = shown if deep else _blocks(shown)
     batch = jax.tree.leaves(spec)[0].shape[0]
-    counts, fields = cost.of_parts(program), receptive.of_program(program)
-    sizes = {path: leaf.size for path, leaf in tree.leaves(program.params).items()}
-    rows = [_row(program, path, leaves, sizes, counts, fields, batch, timing) for path in paths]
+    figures = _Figures(
+        *(program.parts, tree.leaves(program.params), frozenset(frozen), cost.of_parts(program)),
+        *(receptive.of_program(program), windows.of_parts(program), batch, timing),
+    )
+    rows = [_row(path, leaves, figures) for path in paths]
     total = Row(
-        *("total", "", "", sum(sizes.values())),
-        multiply_adds=sum(counts.values()) // batch,
+        *("total", "", ""),
+        multiply_adds=sum(figures.counts.values()) // batch,
         bytes=sum(row.bytes for row in rows),
         layers=len(leaves),
         seconds=None if timing is None else sum(timing.layers.values()),
+        **_learned([*figures.params], figures),
     )
     return Summary(name, show(spec), rows, total, timing)
 
@@ -114,33 +133,52 @@ def _timed(leaves: list[str], timing: Timing) -> list[str]:
     return [*dict.fromkeys(outer.values())]
 
 
-def _row(
-    program: Program,
-    path: str,
-    leaves: list[str],
-    sizes: dict[str, int],
-    counts: dict[str, int],
-    fields: dict[str, ReceptiveField],
-    batch: int,
-    timing: Timing | None,
-) -> Row:
-    part, inside = program.parts[path], [each for each in leaves if _lies_in(each, path)]
+class _Figures(NamedTuple):
+    """What is known of a network, each by path: of its parts, of its parameters, of its layers."""
+
+    parts: Mapping[str, Part]
+    params: Mapping[str, Any]
+    frozen: frozenset[str]
+    counts: Mapping[str, int]
+    fields: Mapping[str, ReceptiveField]
+    windows: Mapping[str, Window]
+    batch: int
+    timing: Timing | None
+
+
+def _row(path: str, leaves: list[str], known: _Figures) -> Row:
+    part, inside = known.parts[path], [each for each in leaves if _lies_in(each, path)]
+    counts = (count for each, count in known.counts.items() if _lies_in(each, path))
     seconds = ideal = None
-    if timing is not None:
-        found = [each for each in timing.layers if _lies_in(each, path)]
-        seconds = sum(timing.layers[each] for each in found) if found else None
-        ideal = sum(timing.shortest[each] for each in found)
+    if known.timing is not None:
+        found = [each for each in known.timing.layers if _lies_in(each, path)]
+        seconds = sum(known.timing.layers[each] for each in found) if found else None
+        ideal = sum(known.timing.shortest[each] for each in found)
     return Row(
         *(path, part.kind, show(part.output)),
-        parameters=sum(size for each, size in sizes.items() if _lies_in(each, path)),
-        multiply_adds=sum(count for each, count in counts.items() if _lies_in(each, path)) // batch,
-        bytes=sum(program.parts[each].bytes for each in inside),
-        field=fields.get(path),
+        multiply_adds=sum(counts) // known.batch,
+        bytes=sum(known.parts[each].bytes for each in inside),
+        field=known.fields.get(path),
         calls=part.calls,
         layers=len(inside),
         seconds=seconds,
         roofline=ideal / seconds if seconds and ideal is not None else None,
+        window=known.windows.get(path) if inside == [path] else None,
+        **_learned([each for each in known.params if _lies_in(each, path)], known),
     )
+
+
+def _learned(paths: list[str], known: _Figures) -> dict[str, Any]:
+    """How many numbers these parameters have, in how many bytes, and how many are not trained."""
+    weights: Counter[str] = Counter()
+    for path in paths:
+        leaf = known.params[path]
+        weights[leaf.dtype.name] += leaf.size * leaf.dtype.itemsize
+    return {
+        "parameters": sum(known.params[path].size for path in paths),
+        "weights": dict(weights),
+        "frozen": sum(known.params[path].size for path in paths if path in known.frozen),
+    }
 
 
 def _lies_in(path: str, outer: str) -> bool:

@@ -9,11 +9,9 @@ The folder `html` holds the page without its numbers; `gather` says what these a
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from convjax import durable
 from convjax.config import UserError
@@ -94,16 +92,3 @@ def page_of(folders: Sequence[Folder], *, looks: bool = True) -> str:
         defaults={each["path"]: each["default"] for run in runs for each in run["differs"]},
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-def try_report(folder: Folder, out: Any) -> None:
-    """Writes the report of a run that has ended; a line says where, or why there is none.
-
-    A run that is trained is worth more than its page: whatever goes wrong, it has not failed.
-    """
-    try:
-        print(f"report: {write_report([folder])}", file=out)
-    except Exception as error:
-        known = isinstance(error, UserError)
-        text = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
-        print(f"warning: there is no report of {folder}: {text}", file=sys.stderr)

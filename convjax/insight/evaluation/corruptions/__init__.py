@@ -9,7 +9,7 @@ images whose shorter side is below 96 pixels, those of ImageNet-C for larger one
 is a function `(key, image, *amounts) -> image` of one image `[height, width, channels]` in [0, 1];
 what leaves [0, 1] is cut off, and the rest to whole levels, as there.
 
-Two of their nineteen are missing: frost, which is made of photographs, and spatter.
+One of their nineteen is missing: frost, which is made of photographs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from convjax.config import UserError
-from convjax.insight.evaluation.corruptions import blur, digital, noise, weather
+from convjax.insight.evaluation.corruptions import blur, digital, noise, spatter, weather
 from convjax.insight.evaluation.corruptions.jpeg import jpeg_compression
 from convjax.insight.evaluation.corruptions.sampling import cut
 from convjax.layer import fold
@@ -123,6 +123,23 @@ CORRUPTIONS: dict[str, Corruption] = {
         _one(0.1, 0.2, 0.3, 0.4, 0.5),
         traced=True,
     ),
+    "spatter": Corruption(
+        spatter.spatter,
+        [
+            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+            (0.65, 0.3, 1, 0.69, 0.5, 0),
+            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+        ],
+        [
+            (0.65, 0.3, 4, 0.69, 0.6, 0),
+            (0.65, 0.3, 3, 0.68, 0.6, 0),
+            (0.65, 0.3, 2, 0.68, 0.5, 0),
+            (0.65, 0.3, 1, 0.65, 1.5, 1),
+            (0.67, 0.4, 1, 0.65, 1.5, 1),
+        ],
+    ),
     "contrast": Corruption(
         digital.contrast,
         _one(0.75, 0.5, 0.4, 0.3, 0.15),
@@ -213,6 +230,8 @@ def names_of(chosen: str | Iterable[str], channels: int) -> list[str]:
     names = chosen.split(",") if isinstance(chosen, str) else list(chosen)
     names = list(dict.fromkeys(name.strip() for name in names))
     for name in names:
+        if name == "frost":
+            raise UserError("--corruptions: frost is made of photographs, which are not here")
         if name not in CORRUPTIONS:
             hint = nearest(name, [*CORRUPTIONS, "all"])
             raise UserError(f"--corruptions: there is no corruption {name!r}; {hint}")
