@@ -65,7 +65,6 @@ class Session(Sitting):
         self.feed = feeds.training(
             experiment.train, order, self.mapper, 1 if debug_nans else at_once
         )
-        self.at_once = self.feed.at_once
         self._seen: Seen | None = None  # of the newest step of this sitting
         calls = plan(experiment.net, experiment.spec).makers
         self._places = {path: place for place, path in enumerate(calls)}
@@ -96,6 +95,10 @@ class Session(Sitting):
             profiler = Profiler(self.profile, self.experiment, self.log, self.out, work)
             take, self.step = rest.enter_context(profiler).around(self.feed.take, self.step)
             self.feed = self.feed._replace(take=take)
+
+    def at_once(self) -> int:
+        """As many as the feed gives batches for."""
+        return self.feed.at_once
 
     def take_steps(self, first: int, count: int, state: TrainState) -> tuple[TrainState, Metrics]:
         """So many steps from the `first` on."""

@@ -57,9 +57,7 @@ class Sitting:
     report: is told of each evaluation, and may end the run.
     """
 
-    at_once = 1  # the most steps that are taken by one call
     shows = True  # whether there is a progress bar
-    late = 1  # how many calls later, at most, metrics are read
 
     def __init__(
         self,
@@ -114,6 +112,10 @@ class Sitting:
 
     def open(self, rest: contextlib.ExitStack, state: TrainState) -> None:
         """Has what is needed compiled, the judge's step too, and closed with the rest."""
+
+    def at_once(self) -> int:
+        """The most steps that are taken by one call."""
+        return 1
 
     def whole(self, state: Any) -> TrainState:
         """The state that is meant by what came back from steps."""
@@ -185,9 +187,8 @@ class Sitting:
 
     def _fit(self, state: TrainState, left: Left) -> Fitting:
         events = Events(self.on_log, self.on_evaluate, self.on_save, self.on_skipped)
-        plan, signals = self.plan, self.interrupts
-        how = {"shows": self.shows, "late": self.late}
-        return (yield from fitting(state, plan, events, left, self.at_once, signals, **how))
+        plan, signals, shows = self.plan, self.interrupts, self.shows
+        return (yield from fitting(state, plan, events, left, self.at_once, signals, shows=shows))
 
     @contextlib.contextmanager
     def _told_where(self) -> Iterator[None]:

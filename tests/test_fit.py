@@ -9,7 +9,7 @@ import pytest
 
 from convjax.config import ConfigError
 from convjax.interrupts import Interrupted, Interrupts
-from convjax.training.fit import Events, Left, Plan, drive, fit, fitting, make_plan
+from convjax.training.fit import Events, Left, Plan, fit, make_plan
 from convjax.training.metrics import Metrics
 
 
@@ -89,33 +89,6 @@ def test_a_loss_is_read_when_the_next_step_is_under_way():
         ("step", 3),
         ("read", 2),
         ("read", 3),
-    ]
-
-
-def test_losses_may_be_read_several_calls_late_but_where_something_is_due():
-    plan = Plan(steps=8, epoch=8, batch_size=2, eval_every=9, save_every=9, log_every=5)
-    told: list[Any] = []
-    events = Events(
-        lambda number, metrics, rate: told.append(("log", number, tuple(metrics)[:3])),
-        lambda number, state: False,
-        lambda number, state, left: told.append(("save", number)),
-        lambda number, state: told.append(("skipped", number)),
-    )
-
-    def take_step(number, count, state):
-        told.append(("step", number))
-        skipped = number == 2
-        return Counted(number + 1), Metrics(Loss(number, told), 1, 2, skipped)
-
-    start: Any = Counted(0)
-    drive(fitting(start, plan, events, late=3), take_step)
-    reads = [("read", number) for number in range(8)]
-    assert told == [
-        *(("step", 0), ("step", 1), ("step", 2), ("step", 3)),
-        *(*reads[:3], ("skipped", 4), ("step", 4), *reads[3:5]),
-        ("log", 5, (0 + 1 + 2 + 3 + 4, 5, 10)),
-        *(("step", 5), ("step", 6), ("step", 7), *reads[5:]),
-        *(("log", 8, (5 + 6 + 7, 3, 6)), ("save", 8)),
     ]
 
 

@@ -1,7 +1,7 @@
 """What runs of one structure share: images, and the programs in which one or many of them train.
 
     group = Group(assemble(config), liftable(config, ...))
-    state, metrics = group.alone(state, group.batch(numbers), knobs, *group.placed)
+    state, metrics = group.alone(state, group.batch(numbers), count, knobs, *group.placed)
     stack = group.stack(8, state, knobs)                # eight places, all like this one
     stack.put(3, other_state, other_knobs)
     metrics = stack.step(numbers_of_each_place)         # each by what its place holds
@@ -31,7 +31,7 @@ from convjax.layer import Layer, Params, State, draw, plan, spec_of
 from convjax.session import step_of
 from convjax.sweep import numbers
 from convjax.training import recipe
-from convjax.training.feed import Images, OnDisk, gathered, taken
+from convjax.training.feed import Images, OnDisk, gathered, repeated, taken
 from convjax.training.metrics import Metrics
 from convjax.training.optimizer import Hyper
 from convjax.training.state import TrainState
@@ -78,7 +78,9 @@ class Group:
         options = compiler_options(self.devices[0].platform)
         self.jit = functools.partial(jax.jit, compiler_options=options)
         self.placed = () if self.on_host else (jax.device_put(self.images, self.devices[0]),)
-        self.alone = self.jit(self.step, donate_argnums=0)
+        batch = experiment.plan.batch_size * self.images.images[0].nbytes
+        self.at_once = max(1, min(_AT_ONCE, _GIVEN // batch)) if self.on_host else _AT_ONCE
+        self.alone = self.jit(self.steps, donate_argnums=0)
         self.judge = self.jit(self.evaluation)
 
     def experiment_of(self, config: Experiment) -> Assembled:
@@ -125,6 +127,16 @@ class Group:
             base = base._replace(net=net, change=change, mix=mix)
         batch = taken(placed[0], given) if placed else given
         return step_of(base, self.prepare)(state, batch, knobs.hyper)
+
+    def steps(
+        self, state: TrainState, given: Any, count: Array, knobs: Knobs, *placed: Images
+    ) -> Any:
+        """So many steps of one run, to be compiled; `given` is for `at_once` of them."""
+
+        def one(number: Array, state: TrainState) -> Any:
+            return self.step(state, jax.tree.map(lambda a: a[number], given), knobs, *placed)
+
+        return repeated(one, count, state)
 
     def evaluation(
         self, model: tuple[Params, State], batch: Batch, lifted: dict[str, Array]
@@ -189,6 +201,10 @@ class Stack:
         return jax.shard_map(
             places, mesh=self._mesh, in_specs=specs, out_specs=spread, check_vma=False
         )
+
+
+_AT_ONCE = 8  # steps that one call takes
+_GIVEN = 1 << 20  # bytes of the images that one call is given, where it is more than a batch
 
 
 def _planned(net: Layer, spec: Any) -> Layer:

@@ -65,6 +65,7 @@ class Members:
         self._places: dict[int, Place] = {}
         self._stack: Stack | None = None
         self._paying = Paying(self.group, signals, places, told)
+        self.at_once = 1  # the most steps that a run waits for
         # Whether all places are as they were when it was last looked for runs that wait.
         self._is_settled, self._next_look = False, 0.0
 
@@ -120,11 +121,12 @@ class Members:
             return
         compiler = self._compiler.enter_context(Compiler())
         group, placed = self.group, member.mapper.spec(state)
-        batch = np.zeros(member.plan.batch_size, np.int32)
-        given = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), group.batch(batch)
+        batch = np.zeros((group.at_once, member.plan.batch_size), np.int32)
+        given, count = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            (group.batch(batch), np.int32(1)),
         )
-        self._alone = compiler.start(group.alone, placed, given, member.knobs, *group.placed)
+        self._alone = compiler.start(group.alone, placed, given, count, member.knobs, *group.placed)
         model, numbers = (placed.params, placed.state), member.knobs.numbers
         self._judge = compiler.start(group.judge, model, member.judge.batch_spec(), numbers)
 
@@ -145,8 +147,11 @@ class Members:
                 anyone = next(iter(self._places.values()))
                 runs = len(self._places) + waiting()
                 most = self._paying.most(runs, self._alone, anyone)
-                if most > len(self._places):
+                pays = most > len(self._places)
+                self.at_once = 1 if pays else self._paying.at_once()
+                if pays and all(place.wanted.count == 1 for place in self._places.values()):
                     self._stack_up(most)
+                self._is_settled &= not pays or self._stack is not None
         if self._stack is None:
             return
         free = [number for number in range(self._stack.count) if number not in self._places]
@@ -226,8 +231,11 @@ class Members:
         with self._signals.released():
             self._alone.compiled()
         for place in places:
-            given = self.group.batch(place.batch())
-            place.alone, metrics = self._alone(place.alone, given, place.knobs, *self.group.placed)
+            given = self.group.batch(place.batches(self.group.at_once))
+            count = np.int32(place.wanted.count)
+            place.alone, metrics = self._alone(
+                place.alone, given, count, place.knobs, *self.group.placed
+            )
             found.append(metrics)
         return found
 
@@ -258,9 +266,6 @@ class Member(Sitting):
     """A run that has a place; see `Sitting`."""
 
     shows = False
-    # To read those of each step takes the one core of a worker 10% of its time: the step is waited
-    # for, and what the core has at hand is replaced, twice.
-    late = 8
 
     def __init__(
         self,
@@ -281,6 +286,10 @@ class Member(Sitting):
     def open(self, rest: contextlib.ExitStack, state: TrainState) -> None:
         """Has the programs compiled that it shares."""
         self._members.compile(self, state)
+
+    def at_once(self) -> int:
+        """The most steps that it waits for."""
+        return self._members.at_once
 
     def whole(self, state: Any) -> TrainState:
         """The state, wherever it is kept."""

@@ -24,6 +24,7 @@ from convjax.sweep.places import Place
 _SIZES = (8, 32, 128)  # places that are tried, each only if the one before has paid
 _LOOK = 0.5  # seconds for which each is looked at
 _GLANCE = 0.1  # seconds for a first look at one alone, by which it may be clear already
+_CALL = 0.05  # seconds that a call with several steps may take
 _WORTH = 3  # A look costs about one or two compilations.
 # Seconds. A CPU gains what a call and its many small operations cost, and no more: docs/decisions.
 _LONG_ON_CPU = 2e-3
@@ -65,6 +66,10 @@ class Paying:
         limit = {size: min(size, runs) * self._costs[1] for size in self._costs}
         paying = [size for size, cost in self._costs.items() if cost * 1.1 < limit[size]]
         return min(paying, key=lambda size: self._costs[size] / min(size, runs), default=1)
+
+    def at_once(self) -> int:
+        """How many steps of a run alone one call takes: few enough that signals are soon seen."""
+        return max(1, min(self._group.at_once, int(_CALL / self._costs.get(1, math.inf))))
 
     def is_thin(self, taken: int, places: int) -> bool:
         """Whether so few of the places are taken that their runs are faster one after another."""
@@ -130,8 +135,8 @@ class Paying:
 
         def step() -> Any:
             nonlocal state
-            given = self._group.batch(place.batch())
-            state, metrics = alone(state, given, place.knobs, *self._group.placed)
+            given = self._group.batch(place.batches(self._group.at_once))
+            state, metrics = alone(state, given, np.int32(1), place.knobs, *self._group.placed)
             return metrics
 
         return _seconds(step, look)

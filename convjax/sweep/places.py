@@ -79,6 +79,12 @@ class Place:
         """The numbers of the images that it waits for."""
         return self._order.batch(self.wanted.first)
 
+    def batches(self, at_once: int) -> np.ndarray:
+        """The numbers of the images of all steps that it waits for, `[at_once, batch]`."""
+        first, last = self.wanted.first, self.wanted.first + at_once - 1
+        end = self.wanted.first + self.wanted.count - 1  # What is beyond is not looked at.
+        return np.stack([self._order.batch(min(n, end)) for n in range(first, last + 1)])
+
     def state(self) -> TrainState:
         """What the run has been trained to."""
         return self._state_of(self)

@@ -147,6 +147,23 @@ def taken(data: Images, numbers: Array) -> Batch:
     return Batch(images, labels, numbers=numbers)
 
 
+def repeated(
+    step: Callable[[Array, Any], tuple[Any, ...]], count: Array, state: Any, *shown: Any
+) -> tuple[Any, ...]:
+    """So many steps inside a compiled program: the state after them, and their metrics together.
+
+    step: `(number, state) -> (state, metrics, *shown)`. shown: what there is before the first.
+    """
+
+    def one(number: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        state, metrics, *_ = carry
+        state, own, *shown = step(number, state)
+        return state, Metrics(*map(jnp.add, metrics, own)), *shown
+
+    none = Metrics(jnp.float32(0), *(jnp.int32(0) for _ in range(3)))
+    return lax.fori_loop(0, count, one, (state, none, *shown))
+
+
 def evaluation(split: Split, batch_size: int, mapper: Mapper) -> Iterator[Batch]:
     """Every image of the split once, on the devices, in batches of one size with a mask."""
     rows = _rows(batch_size, mapper)
@@ -201,13 +218,10 @@ def _resident(data: Images, order: Order, mapper: Mapper, at_once: int) -> Feed:
 
     def program(step: Step, more: More = _nothing) -> Callable[..., Any]:
         def steps(state: Any, numbers_BN: Array, hyper: Any, count: Array, data: Images) -> Any:
-            def one(n: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-                state, metrics, *_ = carry
-                state, own, *shown = step(state, taken(data, numbers_BN[:, n]), hyper)
-                return state, Metrics(*map(jnp.add, metrics, own)), *shown
+            def one(n: Array, state: Any) -> tuple[Any, ...]:
+                return step(state, taken(data, numbers_BN[:, n]), hyper)
 
-            none = Metrics(jnp.float32(0), *(jnp.int32(0) for _ in range(3)))
-            return lax.fori_loop(0, count, one, (state, none, *more(state)))
+            return repeated(one, count, state, *more(state))
 
         return steps
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -132,7 +132,8 @@ def fit(
     interrupts: a signal ends the training with Interrupted, once the last finished step is saved;
         it may break off `take_steps` and `evaluate` where these release it.
     """
-    return drive(fitting(state, plan, events, left, at_once, interrupts), take_steps)
+    steps = fitting(state, plan, events, left, lambda: at_once, interrupts)
+    return drive(steps, take_steps)
 
 
 def drive(run: Fitting, take_steps: Callable[[int, int, Any], tuple[Any, Metrics]]) -> Any:
@@ -158,22 +159,20 @@ def fitting(
     plan: Plan,
     events: Events,
     left: Left = Left(),
-    at_once: int = 1,
+    at_once: Callable[[], int] = lambda: 1,
     interrupts: Interrupts = Interrupts(),
     *,
     shows: bool = True,
-    late: int = 1,
 ) -> Fitting:
     """The same as `fit`, which waits for its steps: it yields which, and is sent what they give.
 
     What it is sent as a state is handed to the events as it is, so that it may be the place of one.
 
-    shows: whether there is a progress bar.
-    late: how many calls later, at most, their metrics are read, and skipped steps are noticed.
+    at_once: the largest count at that time. shows: whether there is a progress bar.
     """
     first = done = saved = int(state.step)
     since_log, owes = left
-    pending: list[Metrics] = []
+    pending: Metrics | None = None
     log = save = enough = False
     clock = _Clock()
     with _progress_bar(plan, first, shows) as bar, interrupts.held():
@@ -196,24 +195,24 @@ def fitting(
                 if enough or done >= plan.steps:
                     return state
                 interrupts.check()
-                count = min(at_once, _steps_to_next(done, plan))
+                count = min(at_once(), _steps_to_next(done, plan))
                 state, metrics = yield Wanted(done, count, state)
                 done += count
                 if done == first + count:
                     clock.start()  # The first call compiles: its time says nothing about the rest.
-                pending.append(metrics)
+                before, pending = pending, metrics
                 log, owes, save = _due(done, plan)
-                due = log or owes or save
-                if due or len(pending) > late:
-                    # Not the newest, unless they are due: the device is to have its next step.
-                    ready = len(pending) if due else len(pending) - 1
-                    skipped = since_log.skipped
-                    since_log = _count(pending[:ready], since_log, clock, bar)
-                    del pending[:ready]
-                    if since_log.skipped > skipped:
-                        events.skipped(done, state)
+                # Metrics are read one call late, when the device has its next step already.
+                skipped = since_log.skipped
+                if before is not None:
+                    since_log = _count(before, since_log, clock, bar)
+                if log or owes or save:
+                    since_log, pending = _count(metrics, since_log, clock, bar), None
+                if since_log.skipped > skipped:
+                    events.skipped(done, state)
         except Interrupted:
-            since_log = _count(pending, since_log, clock, bar)
+            if pending is not None:
+                since_log = _count(pending, since_log, clock, bar)
             if saved < done:
                 events.save(done, state, Left(since_log, owes))
             raise
@@ -232,17 +231,17 @@ def _due(done: int, plan: Plan) -> tuple[bool, bool, bool]:
     return log, evaluate, save
 
 
-def _count(pending: Sequence[Metrics], since_log: Metrics, clock: _Clock, bar: tqdm) -> Metrics:
-    """Waits for the metrics of steps, adds them to the others and shows them."""
-    for metrics in map(to_host, pending):
-        clock.images += metrics.count
-        since_log = add(since_log, metrics)
-        if not bar.disable:
-            mean = means(since_log)
-            shown = f"loss {mean['loss']:.4f}, accuracy {mean['accuracy']:.4f}"
-            bar.set_postfix_str(shown, refresh=False)
-            bar.update(metrics.count)
-    return since_log
+def _count(pending: Metrics, since_log: Metrics, clock: _Clock, bar: tqdm) -> Metrics:
+    """Waits for the metrics of a step, adds them to the others and shows them."""
+    metrics = to_host(pending)
+    clock.images += metrics.count
+    total = add(since_log, metrics)
+    if not bar.disable:
+        mean = means(total)
+        shown = f"loss {mean['loss']:.4f}, accuracy {mean['accuracy']:.4f}"
+        bar.set_postfix_str(shown, refresh=False)
+        bar.update(metrics.count)
+    return total
 
 
 def _progress_bar(plan: Plan, first: int, shows: bool) -> tqdm:
