@@ -204,6 +204,32 @@ def test_a_signal_saves_every_member_and_they_go_on_to_the_same_result(alone, tm
         check_alike(tmp_path / str(number), alone(its))
 
 
+def test_a_run_alone_takes_several_steps_a_call_until_more_runs_at_once_pay(
+    alone, tmp_path, monkeypatch
+):
+    counts, looks, apart = [], [], Members._apart
+
+    def noted(self, places):
+        counts.extend(place.wanted.count for place in places)
+        return apart(self, places)
+
+    def most(*_):
+        looks.append(len(counts))
+        return 1 if len(looks) < 3 else 2
+
+    monkeypatch.setattr(rooms, "_MOMENT", 0.0)  # It is looked whether they pay at every step.
+    monkeypatch.setattr(Members, "_apart", noted)
+    monkeypatch.setattr(Paying, "most", most)
+    monkeypatch.setattr(Paying, "at_once", lambda _: 4)
+    trials = train(tmp_path, [config(0), config(3)], places=None)
+    assert trials.ended == dict.fromkeys(range(2), "finished")
+    # Of five steps an epoch, at the end of which it is evaluated. By the third look it waits for
+    # four, which it is given; then it enters the places for two.
+    assert counts == [1, 4, 4]
+    for number, its in enumerate((0, 3)):
+        check_alike(tmp_path / str(number), alone(its))
+
+
 def test_a_run_that_enters_while_a_signal_waits_says_that_it_saved_nothing(tmp_path):
     signals = Interrupts()
     signals.wanted = signal.SIGTERM
