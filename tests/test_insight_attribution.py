@@ -19,10 +19,13 @@ from convjax import (
     flatten,
     gelu,
     global_avg_pool,
+    group_norm,
+    hard_swish,
     loop,
     max_pool,
     models,
     relu,
+    remat,
     residual,
     serial,
     shaped,
@@ -31,6 +34,7 @@ from convjax import (
     tanh,
     walk,
 )
+from convjax.insight import relus
 from convjax.insight.explanation.attribution import (
     cam,
     grad_cam,
@@ -139,6 +143,119 @@ def test_guided_backpropagation_is_that_of_hooks_in_pytorch(model: tuple[Any, An
     assert float(jnp.abs(found - plain).max()) > 0.01
 
 
+def in_wire(net, x):
+    """A residual block that calls its ReLUs itself, each in another way."""
+    y = net.conv2(relu(net.conv1(x)))
+    return net.dense1(jnp.maximum(y + x, 0).reshape(x.shape[0], -1))
+
+
+def test_guided_backpropagation_reaches_relus_that_a_wire_calls():
+    block = compose(in_wire, conv1=conv(1, 3), conv2=conv(1, 3), dense1=dense(3))
+    params, state = init(block, 4)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relus = torch.nn.ModuleList([torch.nn.ReLU(), torch.nn.ReLU()])
+            for each in self.relus:
+                each.register_full_backward_hook(lambda module, grads, _: (grads[0].clamp(min=0),))
+
+        def forward(self, images):
+            x = images.permute(0, 3, 1, 2)
+            y = self.relus[0](self.conv("conv1", x))
+            y = self.relus[1](self.conv("conv2", y) + x).flatten(1)
+            dense1 = {name: torch.from_numpy(np.array(v)) for name, v in params["dense1"].items()}
+            return y @ dense1["kernel"] + dense1["bias"]
+
+        def conv(self, name, x):
+            kernel, bias = (torch.from_numpy(np.array(params[name][k])) for k in ("kernel", "bias"))
+            return torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=1)
+
+    images = torch.from_numpy(np.array(IMAGES_SEEN)).requires_grad_()
+    logits = Block()(images)
+    logits[torch.arange(2), torch.from_numpy(np.array(CLASSES)).long()].sum().backward()
+    assert images.grad is not None
+    found = guided_gradient(block, params, state, IMAGES_SEEN, CLASSES)
+    np.testing.assert_allclose(found, images.grad.numpy(), rtol=1e-4, atol=1e-6)
+    plain = gradient(block, params, state, IMAGES_SEEN, CLASSES)
+    assert float(jnp.abs(found - plain).max()) > 0.01
+
+
+def test_relus_are_found_in_scans_remats_and_inner_programs_but_not_in_other_activations():
+    @jax.jit
+    def inner(x):
+        return jnp.clip(x, 0, 6) + hard_swish(x)  # of which the first is a ReLU
+
+    each = serial(
+        *(stack(3, serial(conv(1, 3), relu)), remat(serial(a=relu, b=conv(2, 3)))),
+        *(group_norm(1), inner, flatten, dense(3)),  # A norm keeps its variance above 0.
+    )
+    found = relus.called(each, IMAGES_SEEN)
+    assert found == [
+        relus.Place("stack1/body/relu1", "relu"),
+        relus.Place("serial1/a", "relu"),
+        relus.Place("inner1", "inner"),
+    ]
+    params, state = init(each)
+    changed = guided(each, IMAGES_SEEN)
+    logits, _ = jax.jit(each.apply)(params, state, IMAGES_SEEN)
+    np.testing.assert_allclose(
+        jax.jit(changed.apply)(params, state, IMAGES_SEEN)[0], logits, rtol=1e-5, atol=1e-6
+    )
+    # Where each slope that comes back is below zero, nothing gets through the first ReLU.
+    one = serial(stack(3, serial(conv(1, 3), relu)), flatten, dense(3))
+    params, state = init(one)
+    down = {**params, "dense1": {name: -jnp.abs(leaf) for name, leaf in params["dense1"].items()}}
+    assert np.asarray(gradient(one, down, state, IMAGES_SEEN, CLASSES)).any()
+    assert not np.asarray(guided_gradient(one, down, state, IMAGES_SEEN, CLASSES)).any()
+
+
+def in_turns(x):
+    """Two turns of a scan, each of them computed again for the gradient."""
+    turn = jax.checkpoint(lambda x: relu(0.5 * x + 0.25))
+    return jax.lax.scan(lambda x, _: (turn(x), None), x, length=2)[0]
+
+
+WRITTEN = {
+    "jit": jax.jit(relu),
+    "zero first": lambda x: jnp.maximum(0.0, x),
+    "array of zeros": lambda x: jnp.maximum(x, jnp.zeros_like(x)),
+    "vmap": jax.vmap(relu),
+    "branch": lambda x: jax.lax.cond(x[0] < 0, relu, jnp.negative, x),
+    "turns": in_turns,
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_relu_hands_back_only_positive_slopes_however_it_is_written(written: str, dtype: Any):
+    x = jnp.array([-2, -1, 0.5, 1, 2], dtype)
+    changed = guided(serial(WRITTEN[written]), x)
+    y, pull = jax.vjp(lambda x: changed.apply({}, {}, x)[0], x)
+    (found,) = pull(jnp.array([1, -1, 1, -1, 1], dtype))
+    assert y.dtype == found.dtype == dtype
+    np.testing.assert_array_equal(y, WRITTEN[written](x))
+    # Each turn halves the slope.
+    factor = 0.25 if written == "turns" else 1
+    np.testing.assert_array_equal(found.astype(jnp.float32), [0, 0, factor, 0, factor])
+
+
+@pytest.mark.parametrize("threshold", [1.0, np.eye(5, dtype=np.float32)[0]], ids=["one", "array"])
+def test_a_maximum_with_other_thresholds_than_zero_is_no_relu(threshold: Any):
+    net = serial(lambda x: jnp.maximum(x, threshold))
+    with pytest.raises(ValueError, match="the network calls no ReLU"):
+        guided(net, jnp.ones(5))
+
+
+def test_several_classes_at_once_have_the_maps_that_they_have_alone(model: tuple[Any, Any]):
+    both = jnp.stack([CLASSES, 1 - CLASSES // 2])
+    for method in (gradient, integrated_gradients, guided_gradient, grad_cam, occlusion):
+        found = method(net, *model, IMAGES_SEEN, both)
+        for row, classes in enumerate(both):
+            alone = method(net, *model, IMAGES_SEEN, classes)
+            np.testing.assert_allclose(found[row], alone, rtol=1e-3, atol=1e-5)
+
+
 def test_a_guided_network_computes_what_it_computed(model: tuple[Any, Any]):
     np.testing.assert_array_equal(
         guided(net, IMAGES_SEEN).apply(*model, IMAGES_SEEN)[0],
@@ -148,7 +265,7 @@ def test_a_guided_network_computes_what_it_computed(model: tuple[Any, Any]):
 
 def test_guided_backpropagation_of_a_network_without_relu_is_refused():
     smooth = serial(conv(2, 3), tanh, flatten, dense(2))
-    with pytest.raises(ValueError, match="no part of the network is a relu or a relu6"):
+    with pytest.raises(ValueError, match="the network calls no ReLU"):
         guided_gradient(smooth, {}, {}, IMAGES_SEEN, CLASSES)
 
 

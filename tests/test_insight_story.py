@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from browser import Scripts, needs_browser, opened
 from PIL import Image
 
 from convjax import run
-from convjax.combine import serial
+from convjax.combine import loop, serial, stack
 from convjax.config import Data, Experiment, Loss, Model, UserError
 from convjax.data import Dataset
 from convjax.flags import guard
@@ -86,8 +87,8 @@ def told(tmp_path_factory):
     model, kept = untrained(tmp_path_factory.mktemp("story"), tiny), []
     compute = computed.findings
 
-    def keeping(*given):
-        kept.append((*given[:2], compute(*given)))
+    def keeping(*given, **options):
+        kept.append((*given[:2], compute(*given, **options)))
         return kept[-1][2]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -157,14 +158,14 @@ def test_what_the_run_minimised_is_told_where_it_is_no_plain_cross_entropy(found
         config = dataclasses.replace(model.config, loss=loss)
         own = dataclasses.replace(model, config=config)
         nothing = computed.Excited({}, story.pixels[:0])
-        assert chapters(own, plan, story, nothing, None, {})["error"]["trained"] == said
+        assert chapters(own, plan, story, nothing)["error"]["trained"] == said
 
 
 def test_the_loss_of_a_class_that_is_out_of_the_question_is_the_gap_of_the_logits(found):
     model, plan, story = found
     nothing = computed.Excited({}, story.pixels[:0])
     far = story._replace(logits=np.array([900, 0, -5], np.float32))
-    assert chapters(model, plan, far, nothing, None, {})["error"]["loss"] == "900.0"
+    assert chapters(model, plan, far, nothing)["error"]["loss"] == "900.0"
 
 
 def test_the_two_classes_are_the_vote_and_the_label_or_the_runner_up(found):
@@ -175,7 +176,9 @@ def test_the_two_classes_are_the_vote_and_the_label_or_the_runner_up(found):
         (order[0], order[:2]),
         (order[2], [order[0], order[2]]),
     ):
-        assert list(computed.findings(model, plan, story.pixels, label).classes) == expected
+        with ThreadPoolExecutor(1) as workers:
+            found = computed.findings(model, plan, story.pixels, label, workers=workers)
+        assert list(found.classes) == expected
 
 
 def test_votes_and_slopes_are_those_of_the_image(found):
@@ -205,6 +208,56 @@ def test_a_pattern_chooses_the_convolutions_that_are_told_of(found):
     assert [call.path for call in plan.convs[0].after] == ["relu1", "max_pool1"]
     with pytest.raises(UserError, match="--layers=conf2 matches no convolution: did you mean"):
         planned(model, "conf2")
+
+
+def test_of_a_deep_network_the_convolutions_with_windows_are_told_of(tmp_path):
+    def deep(classes):
+        blocks = [serial(conv(4, 1), relu, conv(4, 3), relu) for _ in range(7)]
+        return serial(*blocks, global_avg_pool, dense(classes))
+
+    plan = planned(untrained(tmp_path, deep))
+    told = [each.conv.path for each in plan.convs]
+    assert told == [f"serial{block}/conv2" for block in (1, 2, 3, 5, 6, 7)]
+    assert len(plan.left_out) == 8
+
+
+def test_each_call_of_a_stack_is_told_of_with_its_own_features_and_gradient(tmp_path):
+    def stacked(classes):
+        return serial(
+            *(conv(4, 3), stack(2, serial(conv(4, 3), relu)), loop(2, conv(4, 3))),
+            *(flatten, dense(classes)),
+        )
+
+    model = untrained(tmp_path, stacked)
+    plan = planned(model)
+    turns = ["stack1/body@1/conv1", "stack1/body@2/conv1", "loop1/body@1", "loop1/body@2"]
+    assert [each.conv.path for each in plan.convs] == ["conv1", *turns]
+    assert [call.path for call in plan.convs[2].after] == ["stack1/body@2/relu1"]
+    assert [plan.fields[path].size for path in turns] == [(5, 5), (7, 7), (9, 9), (11, 11)]
+    [pixels] = model.images([0])
+    with ThreadPoolExecutor(1) as workers:
+        found = computed.findings(model, plan, pixels, 0, workers=workers)
+
+    def maps(shift):
+        image = model.prepare(jnp.asarray(pixels[None]))
+        x = conv(4, 3).apply(model.params["conv1"], {}, image)[0]
+        for turn in range(2):
+            stacked = model.params["stack1"]["body"]["conv1"]
+            own = {name: leaf[turn] for name, leaf in stacked.items()}
+            x = conv(4, 3).apply(own, {}, x)[0]
+            x = relu(x + shift if turn else x)
+        for _ in range(2):
+            x = conv(4, 3).apply(model.params["loop1"]["body"], {}, x)[0]
+        logits = x.reshape(1, -1) @ model.params["dense1"]["kernel"]
+        return -jax.nn.log_softmax(logits + model.params["dense1"]["bias"][None])[0, 0], x
+
+    slope, last = jax.jit(jax.grad(maps, has_aux=True))(jnp.zeros((1, 8, 8, 4)))
+    np.testing.assert_allclose(found.error[turns[1]], slope[0], atol=1e-5)
+    np.testing.assert_allclose(found.there[turns[3]], last[0], rtol=1e-4, atol=1e-4)
+    nothing = computed.Excited({}, pixels[None][:0])
+    told = chapters(model, plan, found, nothing)
+    assert [each["path"] for each in told["convs"]] == ["conv1", *turns]
+    assert told["repeated"]
 
 
 # -- What the page says ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+import torch
 from jax.flatten_util import ravel_pytree
 
 from convjax import (
@@ -305,9 +306,56 @@ def test_every_relu_is_counted_in_stacks_loops_residuals_and_shaped_parts():
     np.testing.assert_allclose(found[2].highest, np.maximum(two, 0).max(0), rtol=1e-4, atol=1e-5)
 
 
+def test_relus_that_a_wire_calls_are_counted_under_the_path_of_its_layer():
+    def in_wire(net, x):
+        return jnp.maximum(net.conv2(relu(net.conv1(x))) + x, 0)
+
+    block = compose(in_wire, conv1=conv(2, 3), conv2=conv(2, 3))
+    net, params, state = made(serial(relu, block=block, then=stack(2, block), last=flatten))
+    found = dead.census(net, params, state, batches_of(IMAGES, LABELS, 7))
+    assert [(each.path, each.kind) for each in found] == [
+        ("relu1", "relu"),
+        *(("block[0]", "relu in in_wire"), ("block[1]", "relu in in_wire")),
+        *(
+            (f"then/body[{call}][{copy}]", "relu in in_wire")
+            for call, copy in ((0, 0), (0, 1), (1, 0), (1, 1))
+        ),
+    ]
+    x = torch.from_numpy(np.maximum(IMAGES, 0)).permute(0, 3, 1, 2)
+
+    def by_torch(own, x):
+        def conv(name, x):
+            kernel, bias = (torch.from_numpy(np.array(own[name][k])) for k in ("kernel", "bias"))
+            return torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=1)
+
+        inner = torch.relu(conv("conv1", x))
+        return inner, torch.relu(conv("conv2", inner) + x)
+
+    inner, x = by_torch(params["block"], x)
+    expected = [inner, x]
+    for copy in range(2):
+        own = jax.tree.map(lambda leaf, copy=copy: leaf[copy], params["then"]["body"])
+        inner, x = by_torch(own, x)
+        expected += [inner, x]
+    in_order = [expected[place] for place in (0, 1, 2, 4, 3, 5)]
+    for each, maps in zip(found[1:], in_order):
+        highest = maps.permute(0, 2, 3, 1).numpy().max(0)
+        np.testing.assert_allclose(each.highest, highest, rtol=1e-3, atol=1e-5)
+        assert each.dead_units == (highest <= 0).sum()
+
+
 def test_a_network_without_activations_is_refused_with_what_it_has():
     net, params, state = made(serial(flatten, dense(3)))
     with pytest.raises(UserError, match="are of the kinds dense, flatten"):
+        dead.census(net, params, state, batches_of(IMAGES, LABELS))
+
+
+def test_relus_in_branches_alone_are_refused_for_what_they_give_is_lost():
+    def branched(x):
+        return jax.lax.cond(x.sum() > 0, relu, jnp.negative, x)
+
+    net, params, state = made(serial(branched, flatten, dense(3)))
+    with pytest.raises(UserError, match="in branches of lax"):
         dead.census(net, params, state, batches_of(IMAGES, LABELS))
 
 

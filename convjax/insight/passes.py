@@ -55,6 +55,12 @@ def called(net: Layer, images: Any) -> list[Called]:
 
     images: an array or a `jax.ShapeDtypeStruct`, `[batch, *spatial, channels]`.
     """
+    return list(_called(net, spec_of(images)))
+
+
+# A page asks for those of one network again and again.
+@functools.lru_cache(maxsize=8)
+def _called(net: Layer, images: Spec) -> list[Called]:
     noted: list[tuple[str, Layer, Spec, Spec]] = []
 
     def noting(path: str, part: Layer) -> Layer:
@@ -67,7 +73,6 @@ def called(net: Layer, images: Any) -> list[Called]:
 
     if not net.parts:
         return []
-    images = spec_of(images)
     params, state = jax.eval_shape(net.init, jax.random.key(0), images)
 
     def run(net: Layer) -> Any:

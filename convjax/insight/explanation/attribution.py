@@ -4,39 +4,50 @@
     heat = grad_cam(net, params, state, images, classes)                 # [batch, height, width]
 
 The score is the logit of a class. `images` are as the network sees them, `[batch, *spatial,
-channels]`, and `classes` int `[batch]`: one class for each image. Maps are float32. Each function
-is a compiled program for each network and shape, or a part of the program that it is called in.
+channels]`, and `classes` int `[batch]`, one class for each image. They may be `[several, batch]`
+too: then there are so many maps for each image, `[several, batch, ...]`, which cost less than one
+after the other. Maps are float32. Each function is a compiled program for each network and shape,
+or a part of the program that it is called in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from convjax.insight.compiled import compiled
+from convjax.insight import relus
+from convjax.insight.compiled import ONCE, SHORT, compiled
 from convjax.insight.passes import called, passes
 from convjax.layer import Context, Layer, Params, State, function
 from convjax.surgery import rewrite
 
 
-@compiled("net")
+@compiled("net", runs=SHORT)
 def scores(net: Layer, params: Params, state: State, images: Array, classes: Array) -> Array:
-    """The logit of each image's class, float32 `[batch]`; NaN for a number that is no class."""
+    """The logits of the classes, float32, as `classes`; NaN for a number that is no class."""
     logits, _ = net.apply(params, state, images, Context())
-    return jnp.take_along_axis(logits.astype(jnp.float32), classes[:, None], -1, mode="fill")[:, 0]
+    each = jnp.broadcast_to(logits.astype(jnp.float32), (*classes.shape, logits.shape[-1]))
+    return jnp.take_along_axis(each, classes[..., None], -1, mode="fill")[..., 0]
 
 
-@compiled("net")
+@compiled("net", runs=SHORT)
 def gradient(net: Layer, params: Params, state: State, images: Array, classes: Array) -> Array:
     """By how much the score grows with each number of the image (Simonyan et al. 2014)."""
-    # Images do not see each other in evaluation: the sum gives each its own gradient.
-    total = jax.grad(lambda images: scores(net, params, state, images, classes).sum())
-    return total(images).astype(jnp.float32)
+
+    def totals(images: Array) -> Array:
+        # Images do not see each other in evaluation: the sum gives each its own gradient.
+        return scores(net, params, state, images, classes).sum(-1)
+
+    if classes.ndim == 1:
+        return jax.grad(totals)(images).astype(jnp.float32)
+    _, pull = jax.vjp(totals, images)
+    (maps,) = jax.vmap(pull)(jnp.eye(len(classes), dtype=jnp.float32))
+    return maps.astype(jnp.float32)
 
 
 def integrated_gradients(
@@ -66,7 +77,8 @@ def integrated_gradients(
     if baseline is None:
         baseline = jnp.zeros((1,) * images.ndim, images.dtype)
     points, way = _straight(images, baseline, steps=steps)
-    return way * mean_gradient(net, params, state, points, classes)
+    maps = mean_gradient(net, params, state, points, classes)
+    return maps * jnp.broadcast_to(way, maps.shape)
 
 
 def smooth_grad(
@@ -97,23 +109,24 @@ def smooth_grad(
     return mean_gradient(net, params, state, points, classes)
 
 
-@compiled("net")
+@compiled("net", runs=SHORT)
 def mean_gradient(net: Layer, params: Params, state: State, points: Array, classes: Array) -> Array:
     """The mean of `gradient` over points `[points, batch, ...]`, by a few of them at a time."""
     count, batch, *shape = points.shape
-    fit = at_once(points.shape[1:])
+    several = classes.shape[:-1]
+    fit = at_once((math.prod(classes.shape), *shape))
     some = max(size for size in range(1, fit + 1) if count % size == 0)
     points = points.reshape(count // some, some * batch, *shape)
-    classes = jnp.tile(classes, some)
+    tiled = jnp.tile(classes, some)
 
     def of_some(points: Array) -> Array:
-        found = gradient(net, params, state, points, classes)
-        return found.reshape(some, batch, *shape).sum(0)
+        found = gradient(net, params, state, points, tiled)
+        return found.reshape(*several, some, batch, *shape).sum(len(several))
 
     return lax.map(of_some, points).sum(0) / count
 
 
-@compiled("net")
+@compiled("net", runs=SHORT)
 def guided_gradient(
     net: Layer, params: Params, state: State, images: Array, classes: Array
 ) -> Array:
@@ -124,31 +137,46 @@ def guided_gradient(
     weights than it seems (Adebayo et al., Sanity checks for saliency maps, 2018).
 
     Raises:
-        ValueError: if no part of the network is a ReLU (`relu`, `relu6`): it is not defined then.
+        ValueError: if the network calls no ReLU: it is not defined then.
     """
     return gradient(guided(net, images), params, state, images, classes)
 
 
-def guided(net: Layer, images: Any, kinds: Iterable[str] = ("relu", "relu6")) -> Layer:
+def guided(net: Layer, images: Any, kinds: Iterable[str] = ()) -> Layer:
     """A network that computes the same, and hands back only positive gradients at its ReLUs.
 
-    images: an array or its shape, by which ReLUs inside `shaped` parts are found.
-    kinds: the parts that count as ReLUs. Those that a wire calls itself are no parts.
+    These are those of its program (`convjax.insight.relus`): of layers, of wires, and inside of
+    other layers such as `squeeze_excite`.
+
+    images: an array or its shape.
+    kinds: other parts that count as ReLUs, such as "gelu".
 
     Raises:
         ValueError: if there are none.
     """
     kinds = set(kinds)
-    if not any(call.kind in kinds for call in called(net, images)):
-        raise ValueError(
-            f"no part of the network is a {' or a '.join(sorted(kinds))}, so that guided "
-            "backpropagation is not defined for it: take gradient or smooth_grad"
-        )
 
     def changed(path: str, part: Layer) -> Layer:
         return _only_positive(part) if part.kind in kinds and part.wire is None else part
 
-    return rewrite(net, changed)
+    others = any(call.kind in kinds for call in called(net, images)) if kinds else False
+    if not others and not relus.called(net, images):
+        raise ValueError(
+            "the network calls no ReLU, so that guided backpropagation is not defined for it: "
+            "take gradient or smooth_grad"
+        )
+    place_of, rewritten = relus.places(net, images), rewrite(net, changed)
+
+    def positive(scopes: str, relu: Callable[[Array], Array], x: Array) -> tuple[Array, None]:
+        return (_positive(relu) if place_of(scopes) else relu)(x), None
+
+    def apply(params: Params, state: State, x: Any, ctx: Context = Context()):
+        def forward(params: Params, state: State, x: Any) -> Any:
+            return rewritten.apply(params, state, x, ctx)
+
+        return relus.with_relus(forward, positive)(params, state, x)[0]
+
+    return net.around(apply)
 
 
 def grad_cam(
@@ -174,7 +202,7 @@ def grad_cam(
     return _grad_cam(net, params, state, images, classes, path=path)
 
 
-@compiled()
+@compiled(runs=ONCE)
 def cam(maps: Array, slopes: Array) -> Array:
     """Grad-CAM of activations and of the slopes of a score by them, `[batch, *spatial, channels]`.
 
@@ -224,22 +252,26 @@ def is_maps(spec: Any) -> bool:
     return len(spec.shape) > 2 and max(spec.shape[1:-1]) > 1
 
 
-@compiled("net", "path")
+@compiled("net", "path", runs=SHORT)
 def _grad_cam(
     net: Layer, params: Params, state: State, images: Array, classes: Array, *, path: str
 ) -> Array:
     logits = jax.eval_shape(lambda *of: net.apply(*of, Context())[0], params, state, images)
-    chosen = jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32)
-    there, back = passes(net, params, state, images, chosen, [path])
-    if not is_maps(there[path]):
-        raise ValueError(
-            f"{path} puts out {there[path].shape}, no maps of several places: name a convolution "
-            "or what follows it"
-        )
-    return cam(there[path], back[path])
+
+    def heat(classes: Array) -> Array:
+        chosen = jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32)
+        there, back = passes(net, params, state, images, chosen, [path])
+        if not is_maps(there[path]):
+            raise ValueError(
+                f"{path} puts out {there[path].shape}, no maps of several places: name a "
+                "convolution or what follows it"
+            )
+        return cam(there[path], back[path])
+
+    return heat(classes) if classes.ndim == 1 else jax.vmap(heat)(classes)
 
 
-@compiled("steps")
+@compiled("steps", runs=ONCE)
 def _straight(images: Array, baseline: Array, *, steps: int) -> tuple[Array, Array]:
     """Points on the way from the baseline to the images, and the way."""
     start = baseline.astype(jnp.float32)
@@ -249,7 +281,7 @@ def _straight(images: Array, baseline: Array, *, steps: int) -> tuple[Array, Arr
     return (start[None] + each * way[None]).astype(images.dtype), way
 
 
-@compiled("samples")
+@compiled("samples", runs=ONCE)
 def _noisy(key: Array, images: Array, noise: float | Array, *, samples: int) -> Array:
     """So many copies of the images, each with noise of its own."""
     wide = images.astype(jnp.float32)
@@ -263,13 +295,14 @@ def _noisy(key: Array, images: Array, noise: float | Array, *, samples: int) -> 
 
 def _only_positive(part: Layer) -> Layer:
     """A part without parameters that hands back only positive gradients."""
+    return function(_positive(lambda x: part.apply({}, {}, x)[0]), part.kind)
 
-    def plain(x: Array) -> Array:
-        return part.apply({}, {}, x)[0]
 
+def _positive(plain: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function, which hands back only positive gradients."""
     guided = jax.custom_vjp(plain)
     guided.defvjp(lambda x: jax.vjp(plain, x), lambda pull, gradient: pull(jax.nn.relu(gradient)))
-    return function(guided, part.kind)
+    return guided
 
 
 def _at_least_one(name: str, **counts: int) -> None:

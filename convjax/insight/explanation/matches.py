@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convjax.insight.compiled import compiled
+from convjax.insight.compiled import SHORT, compiled
 from convjax.layer import Context, Layer, Params, State
 from convjax.surgery import capture
 
@@ -106,7 +106,7 @@ def most_exciting(
     return best
 
 
-@compiled("net", "paths")
+@compiled("net", "paths", runs=SHORT)
 def _peaks(
     net: Layer, params: Params, state: State, images: Array, *, paths: tuple[str, ...]
 ) -> dict[str, tuple[Array, Array, Array, Array]]:

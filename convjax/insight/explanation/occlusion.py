@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from convjax.insight.compiled import compiled
+from convjax.insight.compiled import SHORT, compiled
 from convjax.insight.explanation.attribution import at_once, scores
 from convjax.layer import Layer, Params, State
 from convjax.ops.arguments import each_dimension
@@ -32,6 +32,8 @@ def occlusion(
     baseline: float | Array = 0.0,
 ) -> Array:
     """By how much the score falls where the image is hidden, float32 `[batch, *spatial]`.
+
+    Of classes `[several, batch]` it has as many maps of each image, `[several, batch, *spatial]`.
 
     The window that hides it slides in steps of the stride and to the very edges. A pixel is
     given the mean over all windows that cover it.
@@ -69,7 +71,7 @@ def occlusion(
     return _drops(net, params, state, images, classes, hidden, baseline)
 
 
-@compiled("net")
+@compiled("net", runs=SHORT)
 def _drops(
     net: Layer,
     params: Params,
@@ -92,12 +94,13 @@ def _drops(
     def of_some(hidden: Array) -> Array:
         seen = jnp.where(hidden[:, None, ..., None], baseline, images[None])
         seen = seen.reshape(some * batch, *shape)
-        return scores(net, params, state, seen, labels).reshape(some, batch)
+        found = scores(net, params, state, seen, labels).reshape(-1, some, batch)
+        return found.swapaxes(0, 1).reshape(some, -1)  # a column for each class of each image
 
-    left = lax.map(of_some, in_steps).reshape(-1, batch)
+    left = lax.map(of_some, in_steps).reshape(len(hidden), -1)
     covered = hidden.reshape(len(hidden), -1).astype(jnp.float32)
     total = jnp.matmul((left[:1] - left).T, covered, precision="highest")
-    return (total / covered.sum(0)[None]).reshape(batch, *shape[:-1])
+    return (total / covered.sum(0)[None]).reshape(*classes.shape, *shape[:-1])
 
 
 def _hidden(sizes: Sequence[int], windows: Sequence[int], steps: Sequence[int]) -> np.ndarray:

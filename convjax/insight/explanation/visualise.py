@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from convjax.insight.compiled import compiled
+from convjax.insight.compiled import SHORT, compiled
 from convjax.layer import Context, Layer, Params, State
 from convjax.surgery import capture
 
@@ -84,7 +84,7 @@ def total_variation(images: Array) -> Array:
     return down + jnp.abs(jnp.diff(images, axis=2)).mean((1, 2, 3))
 
 
-@compiled("net", "shape", "prepare", "steps", "jitter")
+@compiled("net", "shape", "prepare", "steps", "jitter", runs=SHORT)
 def _painted(
     net: Layer,
     params: Params,

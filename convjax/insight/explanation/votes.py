@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convjax.insight.compiled import compiled
+from convjax.insight.compiled import ONCE, SHORT, compiled
 from convjax.insight.passes import Called, called, passes, with_inputs
 from convjax.layer import Layer, Params, State
 
@@ -115,7 +115,7 @@ def votes_of(
     return found
 
 
-@compiled()
+@compiled(runs=ONCE)
 def by_place(maps: Array, slopes: Array) -> Array:
     """What each place of the maps adds to a score: activation times slope, summed over channels.
 
@@ -136,13 +136,13 @@ _OTHERWISE = (
 )
 
 
-@compiled("net", "path")
+@compiled("net", "path", runs=SHORT)
 def _passed(net: Layer, params: Params, state: State, images: Array, *, path: str) -> Any:
     made = next(call.made for call in called(net, images) if call.path == path)
     return passes(net, params, state, images, jnp.ones(made.shape), [f"{path}/input", path])
 
 
-@compiled("part")
+@compiled("part", runs=ONCE)
 def _affine(part: Layer, params: Params, state: State, none: Array) -> tuple[Array, Array]:
     """Weights and bias that a layer uses, whatever its parameters are; none: `[1, features]`."""
 

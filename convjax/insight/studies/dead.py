@@ -9,7 +9,7 @@ before it (Lu, Shin, Su and Karniadakis, Dying ReLU and initialization, 2020).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from convjax.config import UserError
+from convjax.insight import relus
 from convjax.insight.compiled import compiled
 from convjax.layer import Context, Layer, Params, State, plan, spec_of
 from convjax.surgery import capture
@@ -31,6 +32,7 @@ class Census(NamedTuple):
     """Of one activation, or of one call of it, over all images.
 
     path: of the layer; with `[0]`, ... for the copies in a `stack`, and the calls in a `loop`.
+    kind: of the layer, or "relu in KIND" for a ReLU that a layer, such as a block, calls itself.
     highest: float32 `[*places, channels]`, the largest output of each unit.
     dead_channels: int, the channels that are dead at every place.
     units, dead_units: how many there are.
@@ -70,25 +72,27 @@ def census(
     kinds: Collection[str] = ACTIVATIONS,
     threshold: float = 0.0,
 ) -> list[Census]:
-    """The dead units of every activation that is a part of the network, in the order of the calls.
+    """The dead units of every activation of a network, in the order of the calls.
 
-    An activation that a wire calls by itself, as in `relu(net.conv1(x))`, is no part, and is not
-    seen: make it one, `compose(wire, relu=relu, ...)`.
+    ReLUs count wherever they are called (`convjax.insight.relus`): those that a wire calls itself,
+    as in `relu(net.conv1(x))`, have the path of the wire's layer and stand after its parts. Other
+    activations count where they are parts. ReLUs in branches of `lax.cond` do not count.
 
     batches: of all images, once; the network sees them as in evaluation.
-    kinds: of the parts that count.
+    kinds: that count; ReLUs of a wire do if "relu" does.
     threshold: a unit is alive if it is once above this.
 
     Raises:
-        UserError: if the network has no such part, or there are no images.
+        UserError: if the network has no such activation, or there are no images.
     """
     found: _Seen | None = None
-    images, paths, kind_of = 0, (), {}
+    images, parts, wires, kind_of = 0, (), (), {}
     for batch in batches:
         if found is None:
             kind_of = _activations(net, prepare, batch, kinds)
-            paths = tuple(kind_of)
-        new = _seen(net, prepare, paths, threshold, params, state, batch)
+            parts = tuple(path for path, kind in kind_of.items() if kind in kinds)
+            wires = tuple(path for path in kind_of if path not in parts)
+        new = _seen(net, prepare, parts, wires, threshold, params, state, batch)
         images += int(np.asarray(batch.mask).sum()) if batch.mask is not None else len(batch.labels)
         if found is None:
             found = _Seen(new.highest, {path: _wide(each) for path, each in new.above.items()})
@@ -102,7 +106,12 @@ def census(
             )
     if found is None:
         raise UserError("there are no images to look for dead units by")
-    above = found.above
+    if not found.highest:
+        raise UserError(
+            "the network calls its ReLUs in branches of lax.cond only, where none can be counted: "
+            "take jnp.where, or a layer for each branch"
+        )
+    above, paths = found.above, list(kind_of)
     return [
         _census(path, kind_of[path.partition("[")[0]], highest, above[path], images, threshold)
         for path, highest in sorted(found.highest.items(), key=lambda each: _order(each[0], paths))
@@ -123,24 +132,38 @@ def _census(
 def _activations(
     net: Layer, prepare: Prepare, batch: Batch, kinds: Collection[str]
 ) -> dict[str, str]:
-    """The kinds of the parts that count, by path."""
+    """The kinds of the activations that count, by path, in the order of the calls."""
     spec = spec_of(jax.eval_shape(prepare, batch.images))
-    makers = plan(net, spec).makers.items()
-    found = {path: made.layer.kind for path, made in makers if made.layer.kind in kinds and path}
+    makers = plan(net, spec).makers
+    found = {path: made.layer.kind for path, made in makers.items() if made.layer.kind in kinds}
+    found.pop("", None)
+    if "relu" in kinds:
+        for path, kind in relus.called(net, spec):
+            if path not in found:
+                found[path] = f"relu in {kind or 'the network'}"
     if not found:
-        there = sorted({made.layer.kind for _, made in makers})
+        there = sorted({made.layer.kind for made in makers.values()})
         raise UserError(
             f"the network has no activation of the kinds {', '.join(kinds)} among its parts, "
             f"which are of the kinds {', '.join(there)}"
         )
-    return found
+    last = {
+        path: max(number for number, each in enumerate(makers) if _is_in(each, path))
+        for path in found
+    }
+    return {path: found[path] for path in sorted(found, key=lambda path: last[path])}
 
 
-@compiled("net", "prepare", "paths", "threshold")
+def _is_in(path: str, outer: str) -> bool:
+    return not outer or path == outer or path.startswith(f"{outer}/")
+
+
+@compiled("net", "prepare", "parts", "wires", "threshold")
 def _seen(
     net: Layer,
     prepare: Prepare,
-    paths: tuple[str, ...],
+    parts: tuple[str, ...],
+    wires: tuple[str, ...],
     threshold: float,
     params: Params,
     state: State,
@@ -148,19 +171,54 @@ def _seen(
 ) -> _Seen:
     """Of one batch, by path; a layer that is called several times has several."""
     images = prepare(batch.images)
-    counts = {path: len(maker.counts) for path, maker in plan(net, spec_of(images)).makers.items()}
-    (_, outputs), _ = capture(net, paths).apply(params, state, images, Context())
     highest: dict[str, Array] = {}
     above: dict[str, Array] = {}
-    for path in paths:
-        for name, output in _calls(path, outputs[path], counts[path]):
-            output = output.astype(jnp.float32)
-            if batch.mask is not None:
-                mask = batch.mask.reshape(-1, *(1,) * (output.ndim - 1))
-                output = jnp.where(mask, output, -jnp.inf)
-            highest[name] = output.max(0)
-            above[name] = (output > threshold).sum(dtype=jnp.int32)
+    for path, output in _outputs(net, parts, wires, params, state, images):
+        output = output.astype(jnp.float32)
+        if batch.mask is not None:
+            mask = batch.mask.reshape(-1, *(1,) * (output.ndim - 1))
+            output = jnp.where(mask, output, -jnp.inf)
+        highest[path] = output.max(0)
+        above[path] = (output > threshold).sum(dtype=jnp.int32)
     return _Seen(highest, above)
+
+
+def _outputs(
+    net: Layer,
+    parts: tuple[str, ...],
+    wires: tuple[str, ...],
+    params: Params,
+    state: State,
+    images: Array,
+) -> list[tuple[str, Array]]:
+    """What each call of the activations gave, `[batch, ...]`, by the path of that call."""
+    place_of = relus.places(net, images)
+    seeing = capture(net, parts) if parts else net
+
+    def path_of(scopes: str) -> str | None:
+        place = place_of(scopes)
+        return None if place is None else place.path
+
+    def kept(scopes: str, relu: Callable[[Array], Array], x: Array) -> tuple[Array, Array | None]:
+        y = relu(x)
+        return y, y if path_of(scopes) in wires else None
+
+    def run(images: Array) -> Any:
+        return seeing.apply(params, state, images, Context())[0]
+
+    if not wires:
+        found, noted = run(images), []
+    else:
+        found, noted = relus.with_relus(run, kept)(images)
+    seen = found[1] if parts else {}
+    scans = {path: len(maker.counts) for path, maker in plan(net, spec_of(images)).makers.items()}
+    made = [each for path in parts for each in _calls(path, seen[path], scans[path])]
+    for path in wires:
+        calls = [each for each in noted if path_of(each.scopes) == path]
+        for number, each in enumerate(calls):
+            name = f"{path}[{number}]" if len(calls) > 1 else path
+            made += _calls(name, each.value, each.scans)
+    return made
 
 
 def _calls(path: str, output: Any, outer: int) -> list[tuple[str, Array]]:

@@ -20,7 +20,7 @@ def arguments(model: Trained, plan: Plan, found: Findings, most: int = 5) -> dic
     votes = found.votes
     if not isinstance(votes, Votes):
         return {"reason": votes, "classes": []}
-    names = _names(plan, found, votes)
+    names, about = _names(plan, found, votes)
     classes = []
     for label in found.classes:
         terms = votes.of(label)[0]
@@ -44,6 +44,7 @@ def arguments(model: Trained, plan: Plan, found: Findings, most: int = 5) -> dic
     return {
         "reason": None,
         "path": votes.path,
+        "about": about,
         "features": votes.features.shape[1],
         "classes": classes,
     }
@@ -61,8 +62,8 @@ def _row(votes: Votes, label: int, feature: int, names: Callable[[int], str]) ->
     }
 
 
-def _names(plan: Plan, found: Findings, votes: Votes) -> Callable[[int], str]:
-    """What a feature of the last layer is called: with row and column in the last maps, if any."""
+def _names(plan: Plan, found: Findings, votes: Votes) -> tuple[Callable[[int], str], str]:
+    """What a feature of the last layer is called, by its number, and what all of them are."""
     features = votes.features[0]
     if plan.final is not None:
         maps = found.there[plan.final]
@@ -73,10 +74,10 @@ def _names(plan: Plan, found: Findings, votes: Votes) -> Callable[[int], str]:
                 place, channel = divmod(int(each), channels)
                 return f"{channel} at ({place // width}, {place % width})"
 
-            return at_place
+            return at_place, ", with row and column in their maps"
         if features.size == channels and np.allclose(features, maps.mean((0, 1)), atol=1e-4):
-            return lambda each: f"{each}, mean of its map"
-    return lambda each: f"unit {each}"
+            return lambda each: f"map {each}", ", each the mean of a map"
+    return lambda each: f"unit {each}", ""
 
 
 def places_of(found: Findings) -> list[dict[str, Any]] | None:

@@ -10,20 +10,13 @@ from convjax.insight.explanation import pictures
 from convjax.insight.explanation.story.argued import arguments, places_of
 from convjax.insight.explanation.story.features import LARGEST, convolution
 from convjax.insight.explanation.story.findings import Excited, Findings
-from convjax.insight.explanation.story.planned import Plan
+from convjax.insight.explanation.story.planned import STILL, Plan
 from convjax.insight.explanation.story.words import number, percent, signed
 from convjax.insight.passes import IMAGES
 from convjax.trained import Trained
 
 
-def chapters(
-    model: Trained,
-    plan: Plan,
-    found: Findings,
-    excited: Excited,
-    painted: np.ndarray | None,
-    painted_features: dict[str, np.ndarray],
-) -> dict[str, Any]:
+def chapters(model: Trained, plan: Plan, found: Findings, excited: Excited) -> dict[str, Any]:
     """What the template shows of one image, as texts, numbers, lists and data URIs."""
     return {
         "picture": pictures.png(found.pixels),
@@ -34,9 +27,7 @@ def chapters(
         "label": None if found.label is None else model.classes[found.label],
         "right": found.label == found.classes[0],
         "ranking": _ranking(model, found),
-        "convs": [
-            convolution(model, plan, found, excited, each, painted_features) for each in plan.convs
-        ],
+        "convs": [convolution(plan, found, excited, each) for each in plan.convs],
         "left_out": plan.left_out,
         "repeated": plan.repeated,
         "looked_through": len(excited.pixels),
@@ -46,7 +37,7 @@ def chapters(
         "error": _error(model, plan, found),
         "maps": _maps(found),
         "seen": plan.seen,
-        "painted": None if painted is None else [pictures.png(each) for each in painted],
+        "painted": [pictures.png(each) for each in found.painted.get("", [])],
     }
 
 
@@ -91,18 +82,21 @@ def _shares(logits: np.ndarray) -> np.ndarray:
 # -- The error -------------------------------------------------------------------------------------
 
 
+_WEIGHING = ("conv", "dense")
+
+
 def _error(model: Trained, plan: Plan, found: Findings, most: int = 32) -> dict[str, Any] | None:
     if found.label is None:
         return None
     logits = found.logits.astype(np.float64)
     loss = np.logaddexp.reduce(logits) - logits[found.label]
     calls = {call.path: call for call in plan.calls}
-    paths = [path for path in calls if path in found.norms and calls[path].kind != "identity"]
-    paths = [*reversed(paths), IMAGES]
-    left_out = max(0, len(paths) - most)
-    if left_out:
-        picked = np.unique(np.round(np.linspace(0, len(paths) - 1, most)).astype(int))
-        paths = [paths[place] for place in picked]
+    paths = [path for path in calls if path in found.norms and calls[path].kind not in STILL]
+    paths, count = [*reversed(paths), IMAGES], len(paths) + 1
+    if count > most:  # Of very many, those that weigh what they are given.
+        paths = [path for path in paths if path == IMAGES or calls[path].kind in _WEIGHING]
+        picked = np.linspace(0, len(paths) - 1, min(most, len(paths)))
+        paths = [paths[place] for place in np.unique(np.round(picked).astype(int))]
     largest = max([*(found.norms[path] for path in paths), 1e-30])
     return {
         "loss": number(loss),
@@ -110,7 +104,7 @@ def _error(model: Trained, plan: Plan, found: Findings, most: int = 32) -> dict[
         "rows": [
             row for place, row in enumerate(_ranking(model, found)) if place < 5 or row["is_label"]
         ],
-        "left_out": left_out,
+        "left_out": count - len(paths),
         "layers": [
             {
                 "path": "the image" if path == IMAGES else path,

@@ -8,8 +8,10 @@ The numbers are those of `findings`, the pictures and sentences those of `chapte
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +20,11 @@ import numpy as np
 from convjax import durable
 from convjax.config import UserError
 from convjax.html.page import render
-from convjax.insight.explanation.matches import strongest
 from convjax.insight.explanation.story import findings as told
 from convjax.insight.explanation.story.asked import Asked, of_files, of_split
 from convjax.insight.explanation.story.chapters import chapters
-from convjax.insight.explanation.story.features import FEATURES
 from convjax.insight.explanation.story.planned import Plan, planned
+from convjax.runlog import cores
 from convjax.trained import Trained, trained
 
 
@@ -34,13 +35,14 @@ class Options(NamedTuple):
     among: how many images are looked through for what excites each feature; 0 for none. By default
         1,000, or as many as have a million pixels together.
     paint: whether features are painted by gradient ascent, too, and not only classes.
-    steps: of gradient ascent; 0 paints nothing.
+    steps: of gradient ascent; 0 paints nothing. By default 128, or for images of more than 2^15
+        pixels as many as have 2^22 pixels together.
     """
 
     layers: str | None = None
     among: int | None = None
     paint: bool = False
-    steps: int = 128
+    steps: int | None = None
 
 
 def explain(
@@ -88,29 +90,41 @@ def pages_of(
     folder = model.log.folder / "explain" if out is None else Path(out)
     plan = planned(model, options.layers)
     _ready(folder)
-    count = min(1000, max(1, 2**20 // int(np.prod(model.shape[:2]))))
-    excited = told.excited(model, plan, images, count if options.among is None else options.among)
-    for each in asked:
-        text = _page(model, plan, excited, each, options)
-        page = folder / f"{each.name}.html"
-        try:
-            durable.replace(page, text.encode())
-        except OSError as error:
-            raise UserError(f"{page} cannot be written: {error.strerror}") from error
-        yield page
+    pixels = int(np.prod(model.shape[:2]))
+    count = min(1000, max(1, 2**20 // pixels)) if options.among is None else options.among
+    steps = min(128, max(1, 2**22 // pixels)) if options.steps is None else options.steps
+    with _workers() as workers:
+        # It is compiled while the first image is told of.
+        excited = workers.submit(told.excited, model, plan, images, count)
+        for each in asked:
+            found = told.findings(
+                *(model, plan, each.pixels, each.label),
+                workers=workers,
+                steps=steps,
+                paint_features=options.paint,
+            )
+            text = _page(model, plan, each, chapters(model, plan, found, excited.result()))
+            page = folder / f"{each.name}.html"
+            try:
+                durable.replace(page, text.encode())
+            except OSError as error:
+                raise UserError(f"{page} cannot be written: {error.strerror}") from error
+            yield page
 
 
-def _page(model: Trained, plan: Plan, excited: told.Excited, asked: Asked, options: Options) -> str:
-    found = told.findings(model, plan, asked.pixels, asked.label)
-    painted, of_features = None, {}
-    if options.steps:
-        paths = {each.conv.path for each in plan.convs} if options.paint else set()
-        features = {
-            path: [match.feature for match in strongest(found.there[path], FEATURES)]
-            for path in paths
-        }
-        painted, of_features = told.painted(model, found.classes, features, options.steps)
-    parts = chapters(model, plan, found, excited, painted, of_features)
+@contextlib.contextmanager
+def _workers() -> Iterator[Executor]:
+    """A few threads: what one compiles, another does not wait for."""
+    pool = ThreadPoolExecutor(min(4, cores()), "explain")
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _page(model: Trained, plan: Plan, asked: Asked, parts: dict[str, Any]) -> str:
     parts["picture_uri"], parts["seen_path"] = parts.pop("picture"), parts.pop("seen")
     return render(
         "convjax.insight.explanation.story",

@@ -11,33 +11,23 @@ from convjax import tree
 from convjax.insight.explanation import pictures
 from convjax.insight.explanation.attribution import is_maps
 from convjax.insight.explanation.matches import Match, seen_from, strongest
-from convjax.insight.explanation.story.findings import Excited, Findings
+from convjax.insight.explanation.story.findings import FEATURES, Excited, Findings
 from convjax.insight.explanation.story.planned import Followed, Plan
 from convjax.insight.explanation.story.words import number, signed
 from convjax.insight.passes import Called
-from convjax.trained import Trained
 
-FEATURES = 8  # that are shown
 LARGEST = 96  # pixels of the side of a map
 
 
 def convolution(
-    model: Trained,
-    plan: Plan,
-    found: Findings,
-    excited: Excited,
-    followed: Followed,
-    painted: dict[str, np.ndarray],
+    plan: Plan, found: Findings, excited: Excited, followed: Followed
 ) -> dict[str, Any]:
-    """What the page shows of a convolution, and of what follows it up to the next one.
-
-    painted: pictures of its features by gradient ascent, by path, where there are any.
-    """
+    """What the page shows of a convolution, and of what follows it up to the next one."""
     conv, path = followed.conv, followed.conv.path
     maps = found.there[path]
     field = plan.fields[path]
     best = strongest(maps, FEATURES)
-    leaves = tree.leaves(model.params)
+    leaves = tree.leaves(plan.network[1])
     kernel = leaves.get(f"{path}/kernel")
     # A feature that sees pixels is itself a picture.
     first = (
@@ -53,8 +43,8 @@ def convolution(
         _feature(found, excited, path, match, field, stages, kernel if first else None)
         for match in best
     ]
-    if path in painted:
-        for row, pixels in zip(rows, painted[path]):
+    if path in found.painted:
+        for row, pixels in zip(rows, found.painted[path]):
             row["painted"] = pictures.png(pixels, LARGEST)
     height, width, features = maps.shape
     error = np.sqrt((found.error[path] ** 2).sum(-1))
@@ -65,7 +55,7 @@ def convolution(
         "columns": columns,
         "kept": [_kept(found, call) for call in followed.after],
         "rows": rows,
-        "sum": _product(model, found, conv, best[0], field, kernel) if first else None,
+        "sum": _product(plan, found, conv, best[0], field, kernel) if first else None,
         "error": pictures.png(pictures.sequential(error, 0.0), LARGEST),
         "error_norm": number(found.norms.get(path, float(np.sqrt((error**2).sum())))),
     }
@@ -158,7 +148,7 @@ def _kept(found: Findings, call: Called) -> dict[str, str]:
 
 
 def _product(
-    model: Trained, found: Findings, conv: Called, match: Match, field: Any, kernel: Any
+    plan: Plan, found: Findings, conv: Called, match: Match, field: Any, kernel: Any
 ) -> dict[str, str] | None:
     """The best match of a first layer as what it is: patch times filter, and the sum."""
     weights = np.asarray(kernel[..., match.feature], np.float32)
@@ -173,7 +163,7 @@ def _product(
     patch = found.image[np.clip(rows, 0, height - 1)][:, np.clip(columns, 0, width - 1)]
     patch = np.where(inside[..., None], patch, 0)
     product = patch * weights
-    bias = tree.leaves(model.params).get(f"{conv.path}/bias")
+    bias = tree.leaves(plan.network[1]).get(f"{conv.path}/bias")
     bias = 0.0 if bias is None else float(bias[match.feature])
     total = float(product.sum())
     if abs(total + bias - match.value) > 0.02 * (np.abs(product).sum() + abs(bias)):

@@ -7,6 +7,7 @@ found = findings(model, plan, pixels, label)    # arrays on the host, for `chapt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,19 +17,19 @@ from jax import Array, lax
 
 from convjax.config import UserError
 from convjax.data import views
-from convjax.insight.compiled import compiled
+from convjax.insight.compiled import ONCE, compiled
 from convjax.insight.explanation.attribution import (
     cam,
     guided_gradient,
     integrated_gradients,
     smooth_grad,
 )
-from convjax.insight.explanation.matches import Exciting, most_exciting
+from convjax.insight.explanation.matches import Exciting, most_exciting, strongest
 from convjax.insight.explanation.occlusion import occlusion
 from convjax.insight.explanation.story.planned import Plan
 from convjax.insight.explanation.visualise import visualise
 from convjax.insight.explanation.votes import Votes, by_place, votes_of
-from convjax.insight.passes import IMAGES, Called, called, passes
+from convjax.insight.passes import IMAGES, Called, passes
 from convjax.layer import Layer, Params, State
 from convjax.trained import Trained
 from convjax.training.feed import OnDisk, Split
@@ -48,6 +49,8 @@ class Findings(NamedTuple):
     places: what each place of the last maps adds to the scores of both, `[2, height, width]`.
     maps: by method, for each of the two classes; None for what is not defined.
     baseline: the logits of an image of zeros.
+    painted: by path, uint8 images that gradient ascent has painted for the features that match
+        best; those of the two classes at "".
     """
 
     pixels: np.ndarray
@@ -63,6 +66,7 @@ class Findings(NamedTuple):
     places: np.ndarray | None
     maps: dict[str, np.ndarray | None]
     baseline: np.ndarray
+    painted: dict[str, np.ndarray]
 
 
 class Excited(NamedTuple):
@@ -72,10 +76,25 @@ class Excited(NamedTuple):
     pixels: np.ndarray
 
 
-def findings(model: Trained, plan: Plan, pixels: np.ndarray, label: int | None) -> Findings:
+FEATURES = 8  # of a convolution, that are told of: those that match best
+
+
+def findings(
+    model: Trained,
+    plan: Plan,
+    pixels: np.ndarray,
+    label: int | None,
+    *,
+    workers: Executor,
+    steps: int = 0,
+    paint_features: bool = False,
+) -> Findings:
     """Computes what the story of an image tells.
 
     pixels: uint8 `[height, width, channels]`.
+    workers: in which its programs are compiled, and run, side by side.
+    steps: of gradient ascent; 0 paints nothing.
+    paint_features: whether features are painted, too, and not only classes.
     """
     image = np.asarray(jax.jit(model.prepare)(pixels[None]))
     head = plan.head.path if isinstance(plan.head, Called) else None
@@ -84,7 +103,7 @@ def findings(model: Trained, plan: Plan, pixels: np.ndarray, label: int | None) 
     kept += [f"{path}/input" for path in plan.inputs]
     measured = [call.path for call in plan.calls if not call.part.parts]
     there, back, norms, told = _told(
-        *plan.network,
+        *plan.seeing,
         jnp.asarray(image),
         jnp.int32(-1 if label is None else label),
         kept=tuple(dict.fromkeys(kept)),
@@ -99,37 +118,26 @@ def findings(model: Trained, plan: Plan, pixels: np.ndarray, label: int | None) 
         )
     classes = int(told[0]), int(told[1])
 
-    votes: Votes | str = plan.head if isinstance(plan.head, str) else ""
-    if isinstance(plan.head, Called):
-        path = plan.head.path
-        try:
-            votes = votes_of(
-                *(plan.head, model.params, model.state),
-                features=there[f"{path}/input"][:1],
-                made=there[path][:1],
-                slopes=back[path][1:2],
-                logits=there[""][:1],
-            )
-        except ValueError as error:
-            votes = str(error)
-    places = None
-    if plan.final is not None:
-        places = np.asarray(by_place(there[plan.final][2:4], back[plan.final][2:4]))
-
-    both = jnp.asarray(np.tile(image, (2, 1, 1, 1)))
-    given = (model.net, model.params, model.state, both, jnp.asarray(told))
-    maps: dict[str, Any] = {
-        "gradient": back[IMAGES][2:4],
-        "smooth_grad": smooth_grad(*given),
-        "integrated_gradients": integrated_gradients(*given),
-        "guided_gradient": None,
-        "grad_cam": None,
-        "occlusion": occlusion(*given),
+    given = (model.net, model.params, model.state, jnp.asarray(image), jnp.asarray(told)[:, None])
+    both = workers.submit(_by_points, *given)
+    wanted = {"": classes}
+    if paint_features:
+        paths = [each.conv.path for each in plan.convs]
+        wanted |= {path: [m.feature for m in strongest(there[path][0], FEATURES)] for path in paths}
+    images = workers.submit(_painted, model, plan, wanted, steps) if steps else None
+    hidden = workers.submit(occlusion, *given)
+    guided = workers.submit(_guided, *given) if plan.relus else None
+    votes, places = _argued(plan, there, back)
+    cams = cam(there[plan.seen][2:4], back[plan.seen][2:4]) if plan.seen is not None else None
+    smooth, integrated = both.result()
+    maps: dict[str, np.ndarray | None] = {
+        "gradient": back[IMAGES][2:4].astype(np.float32),
+        "smooth_grad": np.asarray(smooth[:, 0]),
+        "guided_gradient": np.asarray(guided.result()[:, 0]) if guided else None,
+        "integrated_gradients": np.asarray(integrated[:, 0]),
+        "grad_cam": None if cams is None else np.asarray(cams),
+        "occlusion": np.asarray(hidden.result()[:, 0]),
     }
-    if any(call.kind in ("relu", "relu6") for call in plan.calls):
-        maps["guided_gradient"] = guided_gradient(*given)
-    if plan.seen is not None:
-        maps["grad_cam"] = cam(there[plan.seen][2:4], back[plan.seen][2:4])
     return Findings(
         pixels,
         np.asarray(image[0], np.float32),
@@ -142,8 +150,9 @@ def findings(model: Trained, plan: Plan, pixels: np.ndarray, label: int | None) 
         {path: float(each) for path, each in norms.items()},
         votes,
         places,
-        {name: None if each is None else np.asarray(each) for name, each in maps.items()},
+        maps,
         there[""][4].astype(np.float32),
+        images.result() if images else {},
     )
 
 
@@ -158,31 +167,7 @@ def excited(model: Trained, plan: Plan, split: Split, count: int) -> Excited:
     batches = (
         jax.jit(model.prepare)(whole[start : start + size]) for start in range(0, len(whole), size)
     )
-    return Excited(most_exciting(model.net, model.params, model.state, batches, paths), whole)
-
-
-def painted(
-    model: Trained, classes: Sequence[int], features: Mapping[str, Sequence[int]], steps: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Images that gradient ascent paints for classes, and for features by path, in one program."""
-    rows = len(classes) + sum(map(len, features.values()))
-    wanted = {"": np.zeros((rows, len(model.classes)), np.float32)}
-    wanted[""][np.arange(len(classes)), list(classes)] = 1
-    first, where = len(classes), {}
-    for call in called(model.net, jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)):
-        if numbers := features.get(call.path):
-            wanted[call.path] = np.zeros((rows, call.made.shape[-1]), np.float32)
-            where[call.path] = slice(first, first + len(numbers))
-            wanted[call.path][np.arange(first, first + len(numbers)), list(numbers)] = 1
-            first += len(numbers)
-    images = visualise(
-        *(model.net, model.params, model.state, wanted),
-        shape=model.shape,
-        prepare=model.prepare,
-        steps=steps,
-    )
-    pixels = np.round(255 * np.asarray(images)).astype(np.uint8)
-    return pixels[: len(classes)], {path: pixels[rows] for path, rows in where.items()}
+    return Excited(most_exciting(*plan.network, batches, paths), whole)
 
 
 def image_of(split: Split, index: int) -> tuple[np.ndarray, int]:
@@ -205,8 +190,56 @@ def image_of(split: Split, index: int) -> tuple[np.ndarray, int]:
 
 _BATCH = 100  # images that are looked through at once
 
+_guided = compiled("net", runs=ONCE)(guided_gradient)  # of a single image
 
-@compiled("net", "kept", "measured")
+
+def _by_points(*given: Any) -> tuple[Array, Array]:
+    """SmoothGrad and integrated gradients: one after the other, for they are one program."""
+    return smooth_grad(*given), integrated_gradients(*given)
+
+
+def _argued(
+    plan: Plan, there: Mapping[str, Any], back: Mapping[str, Any]
+) -> tuple[Votes | str, np.ndarray | None]:
+    """The votes of the last dense layer, or why there are none, and those of the last places."""
+    votes: Votes | str = plan.head if isinstance(plan.head, str) else ""
+    if isinstance(plan.head, Called):
+        path = plan.head.path
+        try:
+            votes = votes_of(
+                *(plan.head, *plan.network[1:]),
+                features=there[f"{path}/input"][:1],
+                made=there[path][:1],
+                slopes=back[path][1:2],
+                logits=there[""][:1],
+            )
+        except ValueError as error:
+            votes = str(error)
+    if plan.final is None:
+        return votes, None
+    return votes, np.asarray(by_place(there[plan.final][2:4], back[plan.final][2:4]))
+
+
+def _painted(
+    model: Trained, plan: Plan, features: Mapping[str, Sequence[int]], steps: int
+) -> dict[str, np.ndarray]:
+    """Images that gradient ascent paints for features by path, classes at "", in one program."""
+    channels = {call.path: call.made.shape[-1] for call in plan.calls} | {"": len(model.classes)}
+    rows, first, where = sum(map(len, features.values())), 0, {}
+    wanted = {}
+    for path, numbers in features.items():
+        where[path] = slice(first, first + len(numbers))
+        wanted[path] = np.zeros((rows, channels[path]), np.float32)
+        wanted[path][np.arange(first, first + len(numbers)), list(numbers)] = 1
+        first += len(numbers)
+    # Where parts are called several times, the network as it is has the smaller program.
+    network = plan.network if len(features) > 1 else (model.net, model.params, model.state)
+    images = visualise(*network, wanted, shape=model.shape, prepare=model.prepare, steps=steps)
+    pixels = np.round(255 * np.asarray(images)).astype(np.uint8)
+    return {path: pixels[rows] for path, rows in where.items()}
+
+
+@compiled("net", "kept", "measured", runs=ONCE)
 def _told(
     net: Layer,
     params: Params,
