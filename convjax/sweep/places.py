@@ -80,10 +80,12 @@ class Place:
         return self._order.batch(self.wanted.first)
 
     def batches(self, at_once: int) -> np.ndarray:
-        """The numbers of the images of all steps that it waits for, `[at_once, batch]`."""
-        first, last = self.wanted.first, self.wanted.first + at_once - 1
-        end = self.wanted.first + self.wanted.count - 1  # What is beyond is not looked at.
-        return np.stack([self._order.batch(min(n, end)) for n in range(first, last + 1)])
+        """The numbers of the images of all steps that it waits for, `[at_once, batch]`.
+
+        Rows beyond these steps, which nobody looks at, are as the last.
+        """
+        first, count, _ = self.wanted
+        return np.stack([self._order.batch(first + min(n, count - 1)) for n in range(at_once)])
 
     def state(self) -> TrainState:
         """What the run has been trained to."""
